@@ -1,0 +1,245 @@
+"""Attacks made of attacks: the worst of several, restarts, targets, expectation over draws."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from advjax.attacks._iterate import Attack, Stage
+from advjax.checks import is_traced
+from advjax.types import (
+    Array,
+    ArrayLike,
+    Key,
+    Record,
+    example_keys,
+    fold_in_each,
+    is_stochastic,
+    pytree,
+    replace,
+    static,
+)
+
+_TARGET = 2**32 - 1  # what a key is folded with to choose targets; no run of an attack uses it
+
+
+def _choose(take: Array, new: Array, old: Array) -> Array:
+    return jnp.where(take.reshape(take.shape + (1,) * (new.ndim - 1)), new, old)
+
+
+@jax.jit
+def worse(old: Record, new: Record, by_loss: ArrayLike) -> Record:
+    """Per example the worse of two records for the model, with the costs of both.
+
+    A success beats none; among equals the larger loss wins where ``by_loss`` says that the losses
+    can be compared, else the older one. ``first_success`` is the first successful part's own.
+    """
+    take = new.success & ~old.success
+    take |= jnp.asarray(by_loss, bool) & (new.success == old.success) & (new.loss > old.loss)
+    pick = lambda name: _choose(take, getattr(new, name), getattr(old, name))
+    return Record(
+        x_adv=pick("x_adv"),
+        success=old.success | new.success,
+        loss=pick("loss"),
+        distance=pick("distance"),
+        forwards=old.forwards + new.forwards,
+        backwards=old.backwards + new.backwards,
+        first_success=jnp.where(old.first_success < 0, new.first_success, old.first_success),
+        zero_gradient=old.zero_gradient + new.zero_gradient,
+    )
+
+
+def _tag(part: int, inner: int | None) -> int:
+    """One number for an inner tag within a part; distinct for up to 65,535 inner tags."""
+    return part if inner is None else (part + 1) * 2**16 + inner
+
+
+class _Wrapper(Attack):
+    """An attack that changes how another one is run."""
+
+    attack: Attack
+
+    @property
+    def bounds(self) -> tuple[ArrayLike, ArrayLike]:
+        return self.attack.bounds
+
+    def check_fits(self, x: Array) -> None:
+        self.attack.check_fits(x)
+
+    def aimed(self) -> Attack:
+        return replace(self, attack=self.attack.aimed())
+
+    def scaled(self, factor: ArrayLike) -> Attack:
+        return replace(self, attack=self.attack.scaled(factor))
+
+
+@pytree
+class Restarts(_Wrapper):
+    """The worst of ``n`` runs with different draws, per example.
+
+    Run number r draws from ``fold_in(key_i, r)``: more restarts contain fewer, so the robust
+    accuracy never rises with ``n``.
+    """
+
+    attack: Attack
+    n: int = static(default=10)
+
+    def check(self) -> None:
+        if not isinstance(self.n, int) or self.n < 1:
+            raise ValueError(f"Restarts: given n={self.n!r}; an integer >= 1 is taken")
+
+    def solve(self, key: Key, model: Any, x: Array, y: Array, *, record: bool) -> Record:
+        del record
+        keys = example_keys(key, x.shape[0])
+        once = lambda r: self.attack.solve(fold_in_each(keys, r), model, x, y, record=True)
+        if is_traced(self, key, model, x, y):
+            return jax.lax.fori_loop(1, self.n, lambda r, old: worse(old, once(r), True), once(0))
+        out = once(0)
+        for r in range(1, self.n):
+            out = worse(out, once(r), True)
+        return out
+
+    def stages(self) -> tuple[Stage, ...]:
+        inner = self.attack.stages()
+        return tuple((_tag(r, tag), attack) for r in range(self.n) for tag, attack in inner)
+
+
+@pytree
+class WorstOf(Attack):
+    """The first of several attacks that succeeds, per example; the first one where none does."""
+
+    attacks: tuple[Attack, ...]
+
+    def check(self) -> None:
+        if not isinstance(self.attacks, tuple | list) or not self.attacks:
+            raise ValueError(f"WorstOf: given {self.attacks!r}; a tuple of attacks is taken")
+        object.__setattr__(self, "attacks", tuple(self.attacks))
+
+    @property
+    def bounds(self) -> tuple[ArrayLike, ArrayLike]:
+        return self.attacks[0].bounds
+
+    def check_fits(self, x: Array) -> None:
+        for attack in self.attacks:
+            attack.check_fits(x)
+
+    def solve(self, key: Key, model: Any, x: Array, y: Array, *, record: bool) -> Record:
+        del record
+        keys = example_keys(key, x.shape[0])
+        solve = lambda part, attack: attack.solve(
+            fold_in_each(keys, part), model, x, y, record=True
+        )
+        out = solve(0, self.attacks[0])
+        for part, attack in enumerate(self.attacks[1:], start=1):
+            out = worse(out, solve(part, attack), False)
+        return out
+
+    def aimed(self) -> WorstOf:
+        return replace(self, attacks=tuple(attack.aimed() for attack in self.attacks))
+
+    def scaled(self, factor: ArrayLike) -> WorstOf:
+        return replace(self, attacks=tuple(attack.scaled(factor) for attack in self.attacks))
+
+    def stages(self) -> tuple[Stage, ...]:
+        return tuple(
+            (_tag(part, tag), inner)
+            for part, attack in enumerate(self.attacks)
+            for tag, inner in attack.stages()
+        )
+
+
+ChooseTargets = Callable[[Key, Array, Array], Array]
+
+
+def random_target(keys: Key, logits: Array, y: Array) -> Array:
+    """Any class but the label, uniformly; ``[B]``."""
+    classes = logits.shape[-1]
+    shift = jax.vmap(lambda key: jax.random.randint(key, (), 1, classes))(keys)
+    return (y + shift) % classes
+
+
+def least_likely_target(keys: Key, logits: Array, y: Array) -> Array:
+    """The class with the smallest logit that is not the label; ``[B]``."""
+    del keys
+    is_label = jax.nn.one_hot(y, logits.shape[-1], dtype=bool)
+    return jnp.argmin(jnp.where(is_label, jnp.inf, logits), axis=-1).astype(jnp.int32)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _targets(choose: ChooseTargets, keys: Key, model: Any, x: Array, y: Array) -> Array:
+    keys = fold_in_each(keys, _TARGET)
+    logits = model(x, key=keys) if is_stochastic(model) else model(x)
+    return choose(keys, logits.reshape((-1, *logits.shape[-2:])).mean(axis=0), y)
+
+
+@pytree
+class Targeted(_Wrapper):
+    """An attack towards a class: the labels given are the targets, success is reaching them.
+
+    Attributes:
+      attack: what to aim.
+      choose: picks the targets from the true labels instead, ``(keys, logits, y) -> [B]``; for
+        instance ``random_target`` or ``least_likely_target``.
+    """
+
+    attack: Attack
+    choose: ChooseTargets | None = static(default=None)
+
+    def solve(self, key: Key, model: Any, x: Array, y: Array, *, record: bool) -> Record:
+        keys = example_keys(key, x.shape[0])
+        if self.choose is not None:
+            y = _targets(self.choose, keys, model, x, y)
+        return self.attack.aimed().solve(keys, model, x, y, record=record)
+
+    def aimed(self) -> Attack:
+        return self
+
+
+@pytree
+class _Draws:
+    """A randomised model answered in ``samples`` draws at once: logits ``[S, B, K]``."""
+
+    model: Any
+    samples: int = static()
+
+    stochastic = True
+
+    def __call__(self, x: Array, *, key: Key) -> Array:
+        draw = jnp.arange(self.samples)
+        keys = jax.vmap(lambda s: fold_in_each(key, s))(draw).reshape(-1)
+        many = jnp.broadcast_to(x, (self.samples, *x.shape)).reshape((-1, *x.shape[1:]))
+        logits = self.model(many, key=keys)
+        return logits.reshape((self.samples, x.shape[0], -1))
+
+
+@pytree
+class EOT(_Wrapper):
+    """Expectation over a randomised model's draws (Athalye et al. 2018, section 4.2).
+
+    Each gradient is the mean over ``samples`` fresh draws per example; an image is adversarial
+    where more than half of the draws are. Memory grows with ``samples``: the draws are one batch.
+    """
+
+    attack: Attack
+    samples: int = static(default=20)
+
+    def check(self) -> None:
+        if not isinstance(self.samples, int) or self.samples < 1:
+            raise ValueError(f"EOT: given samples={self.samples!r}; an integer >= 1 is taken")
+
+    def solve(self, key: Key, model: Any, x: Array, y: Array, *, record: bool) -> Record:
+        if not is_stochastic(model):
+            raise ValueError(
+                f"EOT: given {type(model).__name__}, which is not randomised; "
+                "a model with stochastic = True is taken"
+            )
+        draws = _Draws(model=model, samples=self.samples)
+        out = self.attack.solve(key, draws, x, y, record=record)
+        if not record:
+            return out
+        cost = {name: getattr(out, name) * self.samples for name in ("forwards", "backwards")}
+        return replace(out, **cost)

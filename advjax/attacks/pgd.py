@@ -1,0 +1,254 @@
+"""Projected gradient descent and the attacks that are configurations of it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from advjax.attacks._iterate import Iterative, Judgement, Loop, LossFn, auto_loop, judge
+from advjax.balls import Ball, concrete
+from advjax.losses import cross_entropy
+from advjax.types import (
+    Array,
+    ArrayLike,
+    Key,
+    Record,
+    example_keys,
+    fold_in_each,
+    is_stochastic,
+    pytree,
+    replace,
+    static,
+)
+
+_COSTLY = tuple(name for name in Record.__dataclass_fields__ if name != "x_adv")
+_START = 0  # what a key is folded with to draw the start; a draw of the model at step i uses i + 1
+
+
+@pytree
+class _State:
+    """Between two steps: the iterate, the momentum, the best image so far and the tallies."""
+
+    taken: Array  # steps so far
+    keys: Any  # [B] keys for a randomised model, else None
+    x_adv: Array
+    velocity: Any  # [B, ...] where there is momentum, else None
+    best: Any  # [B, ...] where the best iterate is kept, else None
+    best_loss: Array
+    best_success: Array
+    first_success: Array
+    zero_gradient: Array
+    probabilities: Array
+
+
+@pytree
+class PGD(Iterative):
+    """Projected gradient descent (Madry et al. 2018, section 2.1), in any ball.
+
+    ``x <- box(x0 + project(x + step_size * steepest(gradient) - x0))``. A step follows the norm's
+    own steepest direction: the sign in L-inf, the normalised gradient in L2, the largest
+    coordinates in L1.
+
+    Attributes:
+      ball: the perturbations allowed.
+      step_size: length of a step in the ball's norm, pixel units, scalar or ``[B]``; by default
+        ``2.5 * eps / steps``, which can cross the ball from anywhere (Madry et al., section 5).
+      steps: number of steps, at least 0.
+      random_start: start from a uniform draw of the ball instead of the image.
+      momentum: decay of the accumulated gradient, each divided by its mean absolute value (Dong
+        et al. 2018, algorithm 1); None for no momentum.
+      best: return the best iterate seen (adversarial before not, then by loss) instead of the
+        last one; costs one forward pass. The published figures are of the last one.
+      loss: per-example loss ``(logits, y) -> [B]``; a named function, not a fresh lambda.
+      targeted: labels are targets and the loss is lowered; see ``Targeted``.
+      loop: who iterates; ``auto_loop``, ``host_loop``, ``device_loop`` or your own.
+    """
+
+    ball: Ball
+    step_size: ArrayLike = None
+    steps: int = static(default=40)
+    random_start: bool = static(default=True)
+    momentum: ArrayLike = None
+    best: bool = static(default=True)
+    loss: LossFn = static(default=cross_entropy)
+    targeted: bool = static(default=False)
+    loop: Loop = static(default=auto_loop)
+
+    def check(self) -> None:
+        if not isinstance(self.steps, int) or self.steps < 0:
+            raise ValueError(f"PGD: given steps={self.steps!r}; an integer >= 0 is taken")
+        if self.step_size is None:
+            object.__setattr__(self, "step_size", 2.5 * self.ball.eps / max(self.steps, 1))
+        step = concrete(self.step_size)
+        if step is not None and not (step >= 0).all():
+            raise ValueError(f"PGD: given step_size={step.tolist()}; numbers >= 0 are taken")
+
+    @property
+    def bounds(self) -> tuple[ArrayLike, ArrayLike]:
+        return self.ball.bounds
+
+    def check_fits(self, x: Array) -> None:
+        for name, value in (("eps", self.ball.eps), ("step_size", self.step_size)):
+            if jnp.shape(value) not in ((), (x.shape[0],)):
+                raise ValueError(
+                    f"{name}: given shape {jnp.shape(value)}; a scalar or [{x.shape[0]}], "
+                    "one per image, is taken"
+                )
+
+    def init(self, key: Key, model: Any, x: Array, y: Array) -> _State:
+        del y
+        keys = example_keys(key, x.shape[0])
+        x_adv = x
+        if self.random_start:
+            x_adv = self.ball.apply(x, self.ball.sample(fold_in_each(keys, _START), x))
+        per_example = x_adv[(slice(None),) + (0,) * (x.ndim - 1)]
+        none = jnp.zeros_like(per_example, dtype=jnp.int32)
+        return _State(
+            taken=jnp.zeros((), jnp.int32),
+            keys=keys if is_stochastic(model) else None,
+            x_adv=x_adv,
+            velocity=None if self.momentum is None else jnp.zeros_like(x),
+            best=x_adv if self.best else None,
+            best_loss=jnp.full_like(per_example, -jnp.inf),
+            best_success=none > 0,
+            first_success=none - 1,
+            zero_gradient=none,
+            probabilities=jnp.ones((), bool),
+        )
+
+    def _judge(
+        self, state: _State, model: Any, x: Array, y: Array, i: Any
+    ) -> tuple[Array, Judgement]:
+        keys: Any = None if state.keys is None else fold_in_each(state.keys, i + 1)
+        return judge(self.loss, self.targeted, model, x, y, keys)
+
+    def step(self, i: Array, state: _State, model: Any, x: Array, y: Array) -> _State:
+        value_and_grad = jax.value_and_grad(
+            lambda x_adv: self._judge(state, model, x_adv, y, i), has_aux=True
+        )
+        (_, judged), grad = value_and_grad(state.x_adv)
+        state = self._keep_best(state, judged, i)
+        grad = jnp.where(jnp.isfinite(grad), grad, 0)
+        features = tuple(range(1, x.ndim))
+        lost = jnp.all(grad == 0, axis=features)
+        velocity = state.velocity
+        if velocity is not None:
+            mean = jnp.mean(jnp.abs(grad), axis=features, keepdims=True)
+            velocity = jnp.asarray(self.momentum) * velocity + grad / jnp.where(mean > 0, mean, 1)
+            grad = velocity
+        step_size = jnp.asarray(self.step_size, x.dtype)
+        step_size = step_size.reshape(step_size.shape + (1,) * (x.ndim - 1) * step_size.ndim)
+        moved = state.x_adv + step_size * self.ball.steepest(grad, state.x_adv)
+        return replace(
+            state,
+            taken=i + 1,
+            x_adv=self.ball.apply(x, moved - x),
+            velocity=velocity,
+            zero_gradient=state.zero_gradient + lost,
+        )
+
+    def _keep_best(self, state: _State, judged: Judgement, i: Any) -> _State:
+        """The state after its iterate has been judged, as iterate number i."""
+        first = jnp.where((state.first_success < 0) & judged.success, i, state.first_success)
+        state = replace(
+            state,
+            first_success=first.astype(jnp.int32),
+            probabilities=state.probabilities & judged.probabilities,
+        )
+        if not self.best:
+            return state
+        better = (judged.success & ~state.best_success) | (
+            (judged.success == state.best_success) & (judged.loss > state.best_loss)
+        )
+        wide = better.reshape(better.shape + (1,) * (state.x_adv.ndim - 1))
+        return replace(
+            state,
+            best=jnp.where(wide, state.x_adv, state.best),
+            best_loss=jnp.where(better, judged.loss, state.best_loss),
+            best_success=judged.success | state.best_success,
+        )
+
+    def finish(self, state: _State, model: Any, x: Array, y: Array, *, record: bool) -> Record:
+        forwards = state.taken
+        if self.best:
+            forwards += 1
+            _, judged = self._judge(state, model, state.x_adv, y, state.taken)
+            state = self._keep_best(state, judged, state.taken)
+        x_adv = state.best if self.best else state.x_adv
+        if not record:
+            unknown: Any = None
+            return Record(x_adv=x_adv, **dict.fromkeys(_COSTLY, unknown))
+        _, judged = self._judge(state, model, x_adv, y, state.taken + 1)
+        if not self.best:
+            state = self._keep_best(state, judged, state.taken)
+        spent = jnp.zeros_like(state.first_success)
+        return Record(
+            x_adv=x_adv,
+            success=judged.success,
+            loss=judged.loss,
+            distance=self.ball.size(x_adv - x),
+            forwards=spent + forwards + 1,
+            backwards=spent + state.taken,
+            first_success=state.first_success,
+            zero_gradient=state.zero_gradient,
+        )
+
+    def doubts(self, state: _State) -> Array:
+        return state.probabilities
+
+    def pieces(self) -> PGD:
+        return replace(self, steps=0, loop=auto_loop)
+
+    def aimed(self) -> PGD:
+        return replace(self, targeted=True)
+
+    def scaled(self, factor: ArrayLike) -> PGD:
+        return replace(
+            self, ball=self.ball.scaled(factor), step_size=jnp.multiply(self.step_size, factor)
+        )
+
+
+def FGSM(
+    *, ball: Ball, step_size: ArrayLike = None, random_start: bool = False, **fields: Any
+) -> PGD:
+    """The fast gradient sign method: one step (Goodfellow et al. 2015, section 4), in any ball.
+
+    With ``random_start`` and a larger ``step_size`` it is the FGSM of fast adversarial training
+    (Wong et al. 2020, algorithm 3). Returns the step's end, whatever its loss.
+
+    Args:
+      ball: the perturbations allowed.
+      step_size: length of the step; ``eps`` by default.
+      random_start: start from a uniform draw of the ball.
+      **fields: further fields of ``PGD``.
+    """
+    step_size = ball.eps if step_size is None else step_size
+    fields = {"steps": 1, "best": False} | fields
+    return PGD(ball=ball, step_size=step_size, random_start=random_start, **fields)
+
+
+def BIM(*, ball: Ball, step_size: ArrayLike = None, steps: int = 10, **fields: Any) -> PGD:
+    """The basic iterative method (Kurakin et al. 2017): PGD from the image itself.
+
+    Args:
+      ball: the perturbations allowed.
+      step_size: length of a step; ``eps / steps`` by default.
+      steps: number of steps.
+      **fields: further fields of ``PGD``.
+    """
+    step_size = ball.eps / max(steps, 1) if step_size is None else step_size
+    fields = {"random_start": False} | fields
+    return PGD(ball=ball, step_size=step_size, steps=steps, **fields)
+
+
+def MIM(*, ball: Ball, momentum: ArrayLike = 1.0, **fields: Any) -> PGD:
+    """The momentum iterative method (Dong et al. 2018, algorithm 1): BIM with momentum.
+
+    Args:
+      ball: the perturbations allowed.
+      momentum: decay of the accumulated gradient.
+      **fields: further fields of ``BIM``.
+    """
+    return BIM(ball=ball, momentum=momentum, **fields)

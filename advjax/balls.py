@@ -1,0 +1,296 @@
+"""The geometry of a perturbation: an Lp ball, the image box and a mask, in one type.
+
+A ball knows how to draw a start, project onto itself, walk uphill and measure. ``eps`` is one
+number or ``[B]`` numbers, in pixel units, and is a pytree leaf like the bounds and the mask.
+"""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from advjax.types import Array, ArrayLike, Key, example_keys, fold_in_each, pytree, replace, static
+
+
+def concrete(value: object) -> np.ndarray | None:
+    """The value as a NumPy array, or None where only a trace knows it."""
+    if value is None or isinstance(value, jax.core.Tracer):
+        return None
+    return np.asarray(value)
+
+
+def _per_example(value: ArrayLike, like: Array) -> Array:
+    """A scalar or ``[B]`` value, shaped to broadcast over ``like [B, ...]``."""
+    value = jnp.asarray(value, like.dtype)
+    return value.reshape(value.shape + (1,) * (like.ndim - value.ndim)) if value.ndim else value
+
+
+def _over_features(x: Array) -> tuple[int, ...]:
+    return tuple(range(1, x.ndim))
+
+
+def _largest(delta: Array) -> Array:
+    return jnp.max(jnp.abs(delta), axis=_over_features(delta), keepdims=True)
+
+
+def _euclidean(delta: Array) -> Array:
+    """L2 norm, ``[B, 1, ...]``, without overflow or underflow of the squares."""
+    largest = _largest(delta)
+    scaled = delta / jnp.where(largest > 0, largest, 1)
+    axes = _over_features(delta)
+    return largest * jnp.sqrt(jnp.sum(scaled * scaled, axis=axes, keepdims=True))
+
+
+def _ranks(scores: Array) -> Array:
+    """Rank of every feature within its example, 0 for the largest; ties by position."""
+    flat = scores.reshape(scores.shape[0], -1)
+    order = jnp.argsort(-flat, axis=1, stable=True)
+    return jnp.argsort(order, axis=1, stable=True).reshape(scores.shape)
+
+
+@pytree
+class Ball(abc.ABC):
+    """All perturbations within ``eps`` of zero, inside the box, on the mask.
+
+    Attributes:
+      eps: radius, scalar or ``[B]``, in the units of the pixels.
+      lower: smallest pixel value, a number or one per channel. The box is structure, so that
+        ``vmap`` with ``in_axes=0`` over a ball maps its eps alone.
+      upper: largest pixel value, a number or one per channel.
+      mask: which pixels may change (nonzero), broadcastable to the images; None for all of them.
+    """
+
+    eps: ArrayLike = dataclasses.field(kw_only=False)
+    lower: float | tuple[float, ...] = static(default=0.0)
+    upper: float | tuple[float, ...] = static(default=1.0)
+    mask: ArrayLike | None = None
+
+    def check(self) -> None:
+        name = type(self).__name__
+        eps = concrete(self.eps)
+        if eps is not None and not (
+            eps.dtype.kind in "iuf" and eps.size and (eps >= 0).all() and np.isfinite(eps).all()
+        ):
+            raise ValueError(f"{name}: given eps={eps.tolist()}; finite numbers >= 0 are taken")
+        lower, upper = (np.asarray(bound, float) for bound in (self.lower, self.upper))
+        if max(lower.ndim, upper.ndim) > 1 or not (lower < upper).all():
+            raise ValueError(
+                f"{name}: given lower={self.lower}, upper={self.upper}; "
+                "numbers (or one per channel) with lower < upper are taken"
+            )
+        for field, bound in (("lower", lower), ("upper", upper)):
+            object.__setattr__(self, field, tuple(bound.tolist()) if bound.ndim else bound.item())
+
+    @property
+    def bounds(self) -> tuple[np.ndarray, np.ndarray]:
+        """The box, as arrays that broadcast over ``[B, ..., C]``."""
+        return np.asarray(self.lower, np.float32), np.asarray(self.upper, np.float32)
+
+    @abc.abstractmethod
+    def sample(self, key: Key, x: Array) -> Array:
+        """A perturbation ``[B, ...]`` drawn uniformly from the ball (not yet cut to the box).
+
+        Args:
+          key: one key or ``[B]`` keys; consumed.
+          x: ``[B, ...]`` images.
+        """
+
+    @abc.abstractmethod
+    def project(self, delta: Array) -> Array:
+        """The nearest point of the ball in Euclidean distance, per example, exactly."""
+
+    @abc.abstractmethod
+    def steepest(self, grad: Array, x: Array | None = None) -> Array:
+        """The direction of norm at most one along which a linear loss grows fastest.
+
+        Zero where the gradient is zero. ``x`` lets a sparse direction leave out pixels that the
+        box holds still.
+        """
+
+    @abc.abstractmethod
+    def size(self, delta: Array) -> Array:
+        """The norm, ``[B]``."""
+
+    def scaled(self, factor: ArrayLike) -> Ball:
+        """The ball with ``eps`` multiplied."""
+        return replace(self, eps=self.eps * factor)
+
+    def apply(self, x: Array, delta: Array) -> Array:
+        """The image nearest to ``x + delta``'s projection inside the box, ``[B, ...]``.
+
+        Cutting to the box only shortens a perturbation of an image that is inside it.
+        """
+        return jnp.clip(x + self.project(delta), *self.bounds)
+
+    def _masked(self, delta: Array) -> Array:
+        return delta if self.mask is None else delta * jnp.asarray(self.mask, delta.dtype)
+
+    def _free(self, x: Array) -> Array:
+        """``[B]`` number of features that may change."""
+        return jnp.sum(self._masked(jnp.ones_like(x)), axis=_over_features(x))
+
+
+@pytree
+class Linf(Ball):
+    """Every pixel changes by at most ``eps``."""
+
+    def sample(self, key: Key, x: Array) -> Array:
+        draw = lambda k: jax.random.uniform(k, x.shape[1:], x.dtype, -1, 1)
+        return self._masked(
+            jax.vmap(draw)(example_keys(key, x.shape[0])) * _per_example(self.eps, x)
+        )
+
+    def project(self, delta: Array) -> Array:
+        eps = _per_example(self.eps, delta)
+        return self._masked(jnp.clip(delta, -eps, eps))
+
+    def steepest(self, grad: Array, x: Array | None = None) -> Array:
+        del x
+        return self._masked(jnp.sign(grad))
+
+    def size(self, delta: Array) -> Array:
+        return _largest(delta).reshape(delta.shape[0])
+
+
+@pytree
+class L2(Ball):
+    """The perturbation's Euclidean length is at most ``eps``."""
+
+    def sample(self, key: Key, x: Array) -> Array:
+        keys = example_keys(key, x.shape[0])
+        normal = jax.vmap(lambda k: jax.random.normal(k, x.shape[1:], x.dtype))(
+            fold_in_each(keys, 0)
+        )
+        uniform = jax.vmap(lambda k: jax.random.uniform(k, (), x.dtype))(fold_in_each(keys, 1))
+        # The volume grows as radius^d, so radius = u^(1/d) is uniform in the ball.
+        radius = _per_example(uniform ** (1 / jnp.maximum(self._free(x), 1)), x)
+        direction = self._masked(normal)
+        length = _euclidean(direction)
+        return _per_example(self.eps, x) * radius * direction / jnp.where(length > 0, length, 1)
+
+    def project(self, delta: Array) -> Array:
+        delta = self._masked(delta)
+        length, eps = _euclidean(delta), _per_example(self.eps, delta)
+        return jnp.where(length > eps, delta * (eps / jnp.where(length > 0, length, 1)), delta)
+
+    def steepest(self, grad: Array, x: Array | None = None) -> Array:
+        del x
+        grad = self._masked(grad)
+        largest = _largest(grad)
+        grad = grad / jnp.where(largest > 0, largest, 1)
+        length = _euclidean(grad)
+        return grad / jnp.where(length > 0, length, 1)
+
+    def size(self, delta: Array) -> Array:
+        return _euclidean(delta).reshape(delta.shape[0])
+
+
+@pytree
+class L1(Ball):
+    """The absolute changes add up to at most ``eps``.
+
+    Attributes:
+      fraction: share of the pixels that a step moves, those with the largest gradient; at least
+        one moves. 0 is the exact steepest direction, which is too slow in practice: a pixel is
+        soon at its bound (Tramer & Boneh 2019, section 4.1, take the top 1 %).
+    """
+
+    fraction: float = static(default=0.01)
+
+    def check(self) -> None:
+        super().check()
+        if not 0 <= self.fraction <= 1:
+            raise ValueError(f"L1: given fraction={self.fraction}; 0 to 1 is taken")
+
+    def sample(self, key: Key, x: Array) -> Array:
+        keys = example_keys(key, x.shape[0])
+        laplace = jax.vmap(lambda k: jax.random.laplace(k, x.shape[1:], x.dtype))(
+            fold_in_each(keys, 0)
+        )
+        slack = jax.vmap(lambda k: jax.random.exponential(k, (), x.dtype))(fold_in_each(keys, 1))
+        delta = self._masked(laplace)
+        # d exponentials and one more, divided by their sum, are uniform in the simplex's interior.
+        total = _per_example(self.size(delta) + slack, x)
+        return _per_example(self.eps, x) * delta / jnp.where(total > 0, total, 1)
+
+    def project(self, delta: Array) -> Array:
+        """Soft thresholding; the threshold by Michelot's finite algorithm (JOTA 1986).
+
+        Each pass keeps the features above the current threshold and sets the threshold that would
+        be right for them; the kept set only shrinks, so it ends with the exact answer.
+        """
+        delta = self._masked(delta)
+        axes, magnitude = _over_features(delta), jnp.abs(delta)
+        eps = _per_example(self.eps, delta)
+        over = jnp.sum(magnitude, axis=axes, keepdims=True) > eps
+
+        def refine(carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+            threshold, kept, _ = carry
+            active = magnitude > threshold
+            count = jnp.sum(active, axis=axes, keepdims=True, dtype=jnp.int32)
+            total = jnp.sum(jnp.where(active, magnitude, 0), axis=axes, keepdims=True)
+            # An empty set comes of rounding, with eps = 0 or equal magnitudes: keep what we have.
+            settled = (count == kept) | (count == 0)
+            new = jnp.where(settled, threshold, (total - eps) / jnp.maximum(count, 1))
+            return new, jnp.where(settled, kept, count), jnp.any(~settled & over)
+
+        start = jnp.zeros_like(eps + magnitude[(slice(None),) + (slice(0, 1),) * len(axes)])
+        kept = jnp.full_like(start, -1, dtype=jnp.int32)
+        start = start - 1  # everything, zeros too, is above it: the first pass takes the whole set
+        threshold, _, _ = jax.lax.while_loop(
+            lambda carry: carry[2], refine, (start, kept, jnp.any(over))
+        )
+        shrunk = jnp.sign(delta) * jnp.maximum(magnitude - threshold, 0)
+        return jnp.where(over, shrunk, delta)
+
+    def steepest(self, grad: Array, x: Array | None = None) -> Array:
+        magnitude = jnp.abs(self._masked(grad))
+        if x is not None:
+            lower, upper = self.bounds
+            stuck = ((x <= lower) & (grad < 0)) | ((x >= upper) & (grad > 0))
+            magnitude = jnp.where(stuck, 0, magnitude)
+        flat = magnitude.reshape(grad.shape[0], -1)
+        moved = min(max(round(self.fraction * flat.shape[1]), 1), flat.shape[1])
+        threshold = jax.lax.top_k(flat, moved)[0][:, -1:]
+        chosen = (flat >= threshold) & (flat > 0)
+        count = jnp.maximum(jnp.sum(chosen, axis=1, keepdims=True), 1)
+        return jnp.sign(grad) * (chosen / count).reshape(grad.shape).astype(grad.dtype)
+
+    def size(self, delta: Array) -> Array:
+        return jnp.sum(jnp.abs(delta), axis=_over_features(delta))
+
+
+@pytree
+class L0(Ball):
+    """At most ``eps`` features (also named ``k``) change, each by as much as the box lets it."""
+
+    @property
+    def k(self) -> ArrayLike:
+        return self.eps
+
+    def sample(self, key: Key, x: Array) -> Array:
+        keys = example_keys(key, x.shape[0])
+        uniform = lambda k: jax.random.uniform(k, x.shape[1:], x.dtype)
+        scores = self._masked(jax.vmap(uniform)(fold_in_each(keys, 0)))
+        chosen = (_ranks(scores) < _per_example(self.eps, x)) & (scores > 0)
+        lower, upper = self.bounds
+        value = lower + jax.vmap(uniform)(fold_in_each(keys, 1)) * (upper - lower)
+        return jnp.where(chosen, value - x, 0).astype(x.dtype)
+
+    def project(self, delta: Array) -> Array:
+        delta = self._masked(delta)
+        return jnp.where(_ranks(jnp.abs(delta)) < _per_example(self.eps, delta), delta, 0)
+
+    def steepest(self, grad: Array, x: Array | None = None) -> Array:
+        """The gradient with its largest entry scaled to one; the projection picks the features."""
+        del x
+        grad = self._masked(grad)
+        largest = _largest(grad)
+        return grad / jnp.where(largest > 0, largest, 1)
+
+    def size(self, delta: Array) -> Array:
+        return jnp.sum(delta != 0, axis=_over_features(delta)).astype(delta.dtype)

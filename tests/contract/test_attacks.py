@@ -1,0 +1,272 @@
+"""What every attack keeps to; a new attack is one more row."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from advjax import (
+    BIM,
+    EOT,
+    FGSM,
+    L0,
+    L1,
+    L2,
+    MIM,
+    PGD,
+    Linf,
+    Restarts,
+    Targeted,
+    WorstOf,
+    device_loop,
+    example_keys,
+    host_loop,
+    least_likely_target,
+    pytree,
+    random_target,
+    replace,
+)
+from advjax.attacks import _iterate
+
+BALLS = {"linf": Linf(0.2), "l2": L2(0.6), "l1": L1(2.0), "l0": L0(3)}
+
+ATTACKS = {
+    "fgsm_linf": lambda: FGSM(ball=BALLS["linf"]),
+    "fgsm_linf_random_start": lambda: FGSM(ball=BALLS["linf"], step_size=0.25, random_start=True),
+    "bim_l2": lambda: BIM(ball=BALLS["l2"], steps=4),
+    "pgd_linf": lambda: PGD(ball=BALLS["linf"], steps=5),
+    "pgd_linf_last": lambda: PGD(ball=BALLS["linf"], steps=5, best=False),
+    "pgd_l2": lambda: PGD(ball=BALLS["l2"], steps=5),
+    "pgd_l1": lambda: PGD(ball=BALLS["l1"], steps=5),
+    "pgd_l0": lambda: PGD(ball=BALLS["l0"], steps=5),
+    "pgd_no_steps": lambda: PGD(ball=BALLS["linf"], steps=0),
+    "mim_linf": lambda: MIM(ball=BALLS["linf"], steps=4),
+    "restarts": lambda: Restarts(attack=PGD(ball=BALLS["l2"], steps=5), n=3),
+    "worst_of": lambda: WorstOf(attacks=(FGSM(ball=BALLS["linf"]), PGD(ball=Linf(0.1), steps=5))),
+    "targeted": lambda: Targeted(attack=PGD(ball=BALLS["linf"], steps=4), choose=random_target),
+}
+TABLE = pytest.mark.parametrize("make", ATTACKS.values(), ids=ATTACKS.keys())
+
+
+def ball_of(attack):
+    while not hasattr(attack, "ball"):
+        attack = attack.attacks[0] if hasattr(attack, "attacks") else attack.attack
+    return attack.ball
+
+
+@TABLE
+def test_stays_in_ball_and_box_and_tells_the_truth(make, tiny, key):
+    model, _, x, y = tiny
+    attack = make()
+    record = attack.run(key, model, x, y)
+    batch = x.shape[0]
+    assert record.x_adv.shape == x.shape
+    assert record.x_adv.dtype == jnp.float32
+    for name in ("loss", "distance"):
+        assert getattr(record, name).shape == (batch,)
+        assert np.isfinite(getattr(record, name)).all()
+    for name in ("forwards", "backwards", "first_success", "zero_gradient"):
+        assert getattr(record, name).shape == (batch,)
+        assert getattr(record, name).dtype == jnp.int32
+    assert record.x_adv.min() >= 0 and record.x_adv.max() <= 1
+    ball = ball_of(attack)
+    np.testing.assert_allclose(record.distance, ball.size(record.x_adv - x), atol=1e-5)
+    assert (ball.size(record.x_adv - x) <= ball.eps + 1e-5).all()
+    if not isinstance(attack, Targeted):  # its targets are its own
+        fooled = jnp.argmax(model(record.x_adv), axis=1) != y
+        np.testing.assert_array_equal(record.success, fooled)
+
+
+@TABLE
+def test_call_run_jit_and_every_loop_agree(make, tiny, key):
+    model, _, x, y = tiny
+    attack = make()
+    x_adv = attack(key, model, x, y)
+    np.testing.assert_array_equal(x_adv, attack.run(key, model, x, y).x_adv)
+    jitted = jax.jit(lambda attack, key, model, x, y: attack.run(key, model, x, y))
+    np.testing.assert_allclose(x_adv, jitted(attack, key, model, x, y).x_adv, atol=1e-6)
+    if isinstance(attack, PGD):
+        looped = replace(attack, loop=host_loop)(key, model, x, y)
+        np.testing.assert_array_equal(x_adv, looped)
+        looped = replace(attack, loop=device_loop).run(key, model, x, y)
+        np.testing.assert_allclose(x_adv, looped.x_adv, atol=1e-6)
+
+
+@TABLE
+def test_an_example_does_not_feel_its_neighbours(make, tiny, key):
+    """In another order, in a larger and padded batch, every example gets the same result."""
+    model, _, x, y = tiny
+    attack, keys = make(), example_keys(key, x.shape[0])
+    whole = attack.run(key, model, x, y)
+    order = np.array([4, 0, 5, 2, 1, 3])
+    padding = jnp.zeros((2, *x.shape[1:]))
+    other = attack.run(
+        jnp.concatenate([keys[order], keys[:1], keys[:1]]),
+        model,
+        jnp.concatenate([x[order], padding]),
+        jnp.concatenate([y[order], y[:2]]),
+    )
+    np.testing.assert_allclose(whole.x_adv[order], other.x_adv[:6], atol=1e-6)
+    np.testing.assert_array_equal(whole.success[order], other.success[:6])
+
+
+@TABLE
+def test_budgets_and_checkpoints_are_one_trace(make, tiny, traces, key):
+    model, weights, x, y = tiny
+    attack = make()
+    for i in range(3):
+        model = jax.tree_util.Partial(model.func, weights * (1 + i))
+        attack.scaled(np.float32(1 + i))(key, model, x, y)
+        if i == 0:
+            before = len(traces)
+    assert len(traces) == before
+
+
+@TABLE
+def test_awkward_inputs_give_finite_answers(make, key):
+    attack = make()
+    x = jnp.stack([jnp.zeros((2, 3, 1)), jnp.ones((2, 3, 1)), jnp.full((2, 3, 1), 0.5)])
+    cases = {  # (slope, offset, what the square root is taken of: its slope at zero is infinite)
+        "no gradient": (0.0, 1.0, 1.0),
+        "saturated": (1e4, 0.0, 1.0),
+        "nan gradient": (0.0, 1.0, 0.0),
+    }
+    for name, numbers in cases.items():
+        model = jax.tree_util.Partial(two_classes, *map(jnp.float32, numbers))
+        for images in (x[:1], x[1:2], x[2:]):
+            record = attack.run(key, model, images, jnp.zeros(images.shape[0], jnp.int32))
+            for field in ("x_adv", "loss", "distance"):
+                assert np.isfinite(getattr(record, field)).all(), (name, field)
+            if name != "saturated" and record.backwards[0] > 0:
+                assert (record.zero_gradient == record.backwards).all(), name
+
+
+def two_classes(slope, offset, root, x):
+    flat = x.reshape(x.shape[0], -1)[:, :2]
+    return (slope * flat + offset + jnp.sqrt(0 * flat + root)) * jnp.array([1.0, -1.0])
+
+
+@TABLE
+def test_stages_are_the_attack_in_parts(make, tiny, key):
+    model, _, x, y = tiny
+    attack = make()
+    keys = example_keys(key, x.shape[0])
+    success = np.zeros(x.shape[0], bool)
+    for tag, part in attack.stages():
+        drawn = keys if tag is None else jax.vmap(jax.random.fold_in, (0, None))(keys, tag)
+        success |= np.asarray(part.run(drawn, model, x, y).success)
+    np.testing.assert_array_equal(success, attack.run(key, model, x, y).success)
+
+
+@pytest.mark.parametrize("name", ["linf", "l2", "l1", "l0"])
+def test_vmap_over_eps_equals_the_loop(name, tiny, key):
+    model, _, x, y = tiny
+    grid = np.linspace(0, 2, 4).astype(np.float32)
+    make = lambda factor: PGD(ball=BALLS[name], steps=3).scaled(factor)
+    swept = jax.vmap(lambda attack: attack.run(key, model, x, y))(make(grid))
+    for i, factor in enumerate(grid):
+        one = make(factor).run(key, model, x, y)
+        np.testing.assert_allclose(swept.x_adv[i], one.x_adv, atol=1e-5)
+        np.testing.assert_array_equal(swept.success[i], one.success)
+
+
+@pytest.mark.parametrize("name", ["linf", "l2", "l1", "l0"])
+def test_eps_per_example_equals_one_at_a_time(name, tiny, key):
+    model, _, x, y = tiny
+    eps = np.asarray(BALLS[name].eps * np.arange(1, 7) / 3, np.float32)
+    if name == "l0":
+        eps = np.floor(eps)
+    attack = PGD(ball=replace(BALLS[name], eps=eps), steps=3)
+    record = attack.run(key, model, x, y)
+    keys = example_keys(key, x.shape[0])
+    for i in (0, 5):
+        one = PGD(ball=replace(BALLS[name], eps=eps[i]), steps=3)
+        alone = one(keys[i : i + 1], model, x[i : i + 1], y[i : i + 1])
+        np.testing.assert_allclose(record.x_adv[i], alone[0], atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["linf", "l2", "l1", "l0"])
+def test_pixels_off_the_mask_are_untouched(name, tiny, key):
+    model, _, x, y = tiny
+    mask = np.zeros(x.shape[1:], np.float32)
+    mask[:2] = 1
+    x_adv = PGD(ball=replace(BALLS[name], mask=mask), steps=4)(key, model, x, y)
+    np.testing.assert_array_equal(x_adv[:, 2:], x[:, 2:])
+    assert (x_adv[:, :2] != x[:, :2]).any()
+
+
+def test_targeted_reaches_the_label_given(tiny, key):
+    model, _, x, y = tiny
+    target = (y + 1) % 5
+    record = Targeted(attack=PGD(ball=Linf(1.0), steps=40)).run(key, model, x, target)
+    assert record.success.all()
+    np.testing.assert_array_equal(jnp.argmax(model(record.x_adv), axis=1), target)
+
+
+def test_chosen_targets_are_never_the_label(tiny, key):
+    model, _, x, y = tiny
+    keys = example_keys(key, 6)
+    for choose in (random_target, least_likely_target):
+        assert (choose(keys, model(x), y) != y).all()
+
+
+def test_worst_over_restarts_is_monotone_per_example(tiny, key):
+    model, _, x, y = tiny
+    attack = PGD(ball=Linf(0.03), step_size=0.02, steps=2)
+    before = np.zeros(6, bool)
+    for n in range(1, 6):
+        success = np.asarray(Restarts(attack=attack, n=n).run(key, model, x, y).success)
+        assert (success >= before).all()
+        before = success
+
+
+def test_costs_are_counted(tiny, key):
+    model, _, x, y = tiny
+    plain = PGD(ball=Linf(0.1), steps=5, best=False)
+    record = plain.run(key, model, x, y)
+    assert (record.forwards == 6).all() and (record.backwards == 5).all()
+    record = Restarts(attack=plain, n=3).run(key, model, x, y)
+    assert (record.forwards == 18).all() and (record.backwards == 15).all()
+
+
+@pytree
+class Noisy:
+    """A linear model behind input noise, drawn per example."""
+
+    weights: jax.Array
+    sigma: float = 0.1
+    stochastic = True
+
+    def __call__(self, x, *, key):
+        noise = jax.vmap(lambda k: jax.random.normal(k, x.shape[1:]))(key)
+        return (x + self.sigma * noise).reshape(x.shape[0], -1) @ self.weights
+
+
+def test_eot_averages_the_gradient_over_draws(tiny, key):
+    _, weights, x, y = tiny
+    noisy = Noisy(weights=weights, sigma=0.5)
+    attack = PGD(ball=L2(0.4), steps=3, best=False)
+    plain = attack.run(key, noisy, x, y)
+    averaged = EOT(attack=attack, samples=64).run(key, noisy, x, y)
+    assert (averaged.forwards == 64 * plain.forwards).all()
+    quiet = attack(key, Noisy(weights=weights, sigma=0.0), x, y)
+    # With more draws the path approaches the one without noise.
+    gap = lambda x_adv: float(jnp.mean(jnp.square(x_adv - quiet)))
+    assert gap(averaged.x_adv) < gap(plain.x_adv)
+    again = EOT(attack=attack, samples=64)(example_keys(key, 6)[:2], noisy, x[:2], y[:2])
+    np.testing.assert_allclose(averaged.x_adv[:2], again, atol=1e-5)
+
+
+def test_eot_refuses_a_model_without_randomness(tiny, key):
+    model, _, x, y = tiny
+    with pytest.raises(ValueError, match="not randomised"):
+        EOT(attack=FGSM(ball=Linf(0.1)))(key, model, x, y)
+
+
+def test_a_compiled_step_is_shared_by_every_number_and_count_of_steps(tiny, key):
+    model, _, x, y = tiny
+    PGD(ball=Linf(0.11), steps=3)(key, model, x, y)
+    before = _iterate._step._cache_size()
+    PGD(ball=Linf(np.float32(0.3)), step_size=1, steps=7)(key, model, x, y)
+    PGD(ball=Linf(0), step_size=np.float64(0.5), steps=3)(jax.random.key(9), model, x, y)
+    assert _iterate._step._cache_size() == before
