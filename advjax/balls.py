@@ -100,15 +100,20 @@ class Ball(abc.ABC):
         """
 
     @abc.abstractmethod
-    def project(self, delta: Array) -> Array:
-        """The nearest point of the ball in Euclidean distance, per example, exactly."""
+    def project(
+        self, delta: Array, lower: ArrayLike = -jnp.inf, upper: ArrayLike = jnp.inf
+    ) -> Array:
+        """The point of the ball, with ``lower <= point <= upper``, nearest in Euclidean distance.
+
+        Exact, per example. ``lower <= 0 <= upper`` are limits on the perturbation itself.
+        """
 
     @abc.abstractmethod
     def steepest(self, grad: Array, x: Array | None = None) -> Array:
         """The direction of norm at most one along which a linear loss grows fastest.
 
-        Zero where the gradient is zero. ``x`` lets a sparse direction leave out pixels that the
-        box holds still.
+        Zero where the gradient is zero. ``x`` tells a sparse direction which pixels the box holds
+        still; they do not count as moving.
         """
 
     @abc.abstractmethod
@@ -120,11 +125,13 @@ class Ball(abc.ABC):
         return replace(self, eps=self.eps * factor)
 
     def apply(self, x: Array, delta: Array) -> Array:
-        """The image nearest to ``x + delta``'s projection inside the box, ``[B, ...]``.
+        """The image nearest to ``x + delta`` in both ball and box, ``[B, ...]``.
 
-        Cutting to the box only shortens a perturbation of an image that is inside it.
+        Projecting on the two in turn is not the same: it stops short of the best point.
         """
-        return jnp.clip(x + self.project(delta), *self.bounds)
+        lower, upper = self.bounds
+        inside = self.project(delta, jnp.minimum(lower - x, 0), jnp.maximum(upper - x, 0))
+        return jnp.clip(x + inside, lower, upper)
 
     def _masked(self, delta: Array) -> Array:
         return delta if self.mask is None else delta * jnp.asarray(self.mask, delta.dtype)
@@ -144,9 +151,11 @@ class Linf(Ball):
             jax.vmap(draw)(example_keys(key, x.shape[0])) * _per_example(self.eps, x)
         )
 
-    def project(self, delta: Array) -> Array:
+    def project(
+        self, delta: Array, lower: ArrayLike = -jnp.inf, upper: ArrayLike = jnp.inf
+    ) -> Array:
         eps = _per_example(self.eps, delta)
-        return self._masked(jnp.clip(delta, -eps, eps))
+        return self._masked(jnp.clip(delta, jnp.maximum(-eps, lower), jnp.minimum(eps, upper)))
 
     def steepest(self, grad: Array, x: Array | None = None) -> Array:
         del x
@@ -172,10 +181,31 @@ class L2(Ball):
         length = _euclidean(direction)
         return _per_example(self.eps, x) * radius * direction / jnp.where(length > 0, length, 1)
 
-    def project(self, delta: Array) -> Array:
+    def project(
+        self, delta: Array, lower: ArrayLike = -jnp.inf, upper: ArrayLike = jnp.inf
+    ) -> Array:
+        """``clip(t * delta)`` for the largest t <= 1 that fits the ball.
+
+        Each pass takes the features at their limits as given and solves for t; t only grows and
+        so does that set, which ends the search with the exact answer.
+        """
         delta = self._masked(delta)
-        length, eps = _euclidean(delta), _per_example(self.eps, delta)
-        return jnp.where(length > eps, delta * (eps / jnp.where(length > 0, length, 1)), delta)
+        axes, eps, largest = _over_features(delta), _per_example(self.eps, delta), _largest(delta)
+        unit = delta / jnp.where(largest > 0, largest, 1)
+
+        def grow(carry: tuple[Array, Array]) -> tuple[Array, Array]:
+            t, _ = carry
+            at_limit = ((unit < 0) & (t * unit <= lower)) | ((unit > 0) & (t * unit >= upper))
+            limits = jnp.where(at_limit, jnp.clip(t * unit, lower, upper), 0)
+            left = eps**2 - jnp.sum(limits**2, axis=axes, keepdims=True)
+            free = jnp.sum(jnp.where(at_limit, 0, unit**2), axis=axes, keepdims=True)
+            ratio = jnp.maximum(left, 0) / jnp.where(free > 0, free, 1)
+            new = jnp.where(free > 0, jnp.minimum(jnp.sqrt(ratio), largest), largest)
+            return jnp.maximum(new, t), jnp.any(new > t * (1 + 1e-6))
+
+        start = (jnp.zeros_like(largest), jnp.bool_(True))
+        t, _ = jax.lax.while_loop(lambda carry: carry[1], grow, start)
+        return jnp.clip(t * unit, lower, upper)
 
     def steepest(self, grad: Array, x: Array | None = None) -> Array:
         del x
@@ -217,48 +247,62 @@ class L1(Ball):
         total = _per_example(self.size(delta) + slack, x)
         return _per_example(self.eps, x) * delta / jnp.where(total > 0, total, 1)
 
-    def project(self, delta: Array) -> Array:
-        """Soft thresholding; the threshold by Michelot's finite algorithm (JOTA 1986).
+    def project(
+        self, delta: Array, lower: ArrayLike = -jnp.inf, upper: ArrayLike = jnp.inf
+    ) -> Array:
+        """``clip(soft_threshold(delta, t))`` for the smallest t >= 0 that fits the ball.
 
-        Each pass keeps the features above the current threshold and sets the threshold that would
-        be right for them; the kept set only shrinks, so it ends with the exact answer.
+        The size falls in t, linearly between breakpoints: Newton's step inside a bracket, or the
+        bracket's middle, ends on the right piece, where Newton's step is exact.
         """
         delta = self._masked(delta)
         axes, magnitude = _over_features(delta), jnp.abs(delta)
         eps = _per_example(self.eps, delta)
-        over = jnp.sum(magnitude, axis=axes, keepdims=True) > eps
+        room = jnp.where(delta > 0, upper, -jnp.asarray(lower))
+        total = lambda values: jnp.sum(values, axis=axes, keepdims=True)
 
-        def refine(carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
-            threshold, kept, _ = carry
-            active = magnitude > threshold
-            count = jnp.sum(active, axis=axes, keepdims=True, dtype=jnp.int32)
-            total = jnp.sum(jnp.where(active, magnitude, 0), axis=axes, keepdims=True)
-            # An empty set comes of rounding, with eps = 0 or equal magnitudes: keep what we have.
-            settled = (count == kept) | (count == 0)
-            new = jnp.where(settled, threshold, (total - eps) / jnp.maximum(count, 1))
-            return new, jnp.where(settled, kept, count), jnp.any(~settled & over)
+        def search(carry: tuple[Array, Array, Array, Array]) -> tuple[Array, Array, Array, Array]:
+            t, low, high, i = carry
+            excess = total(jnp.clip(magnitude - t, 0, room)) - eps
+            free = total((magnitude > t) & (magnitude - t < room))
+            low, high = jnp.where(excess > 0, t, low), jnp.where(excess > 0, high, t)
+            newton = t + excess / jnp.maximum(free, 1)
+            inside = (newton > low) & (newton < high) & (free > 0)
+            close = jnp.abs(excess) <= 1e-6 * eps
+            return (
+                jnp.where(close, t, jnp.where(inside, newton, (low + high) / 2)),
+                low,
+                high,
+                i + 1,
+            )
 
-        start = jnp.zeros_like(eps + magnitude[(slice(None),) + (slice(0, 1),) * len(axes)])
-        kept = jnp.full_like(start, -1, dtype=jnp.int32)
-        start = start - 1  # everything, zeros too, is above it: the first pass takes the whole set
-        threshold, _, _ = jax.lax.while_loop(
-            lambda carry: carry[2], refine, (start, kept, jnp.any(over))
-        )
-        shrunk = jnp.sign(delta) * jnp.maximum(magnitude - threshold, 0)
-        return jnp.where(over, shrunk, delta)
+        def unsettled(carry: tuple[Array, Array, Array, Array]) -> Array:
+            t, low, high, i = carry
+            excess = total(jnp.clip(magnitude - t, 0, room)) - eps
+            open_ = (jnp.abs(excess) > 1e-6 * eps) & (high - low > 1e-7 * high) & over
+            return (i < 60) & jnp.any(open_)
+
+        high = _largest(delta)
+        over = total(jnp.clip(magnitude, 0, room)) > eps
+        start = (jnp.zeros_like(high), jnp.zeros_like(high), high, jnp.int32(0))
+        t = jnp.where(over, jax.lax.while_loop(unsettled, search, start)[0], 0)
+        t = jnp.where(over & (eps == 0), high, t)
+        return jnp.sign(delta) * jnp.clip(magnitude - t, 0, room)
 
     def steepest(self, grad: Array, x: Array | None = None) -> Array:
-        magnitude = jnp.abs(self._masked(grad))
+        magnitude = jnp.abs(self._masked(grad)).reshape(grad.shape[0], -1)
+        free = magnitude
         if x is not None:
             lower, upper = self.bounds
             stuck = ((x <= lower) & (grad < 0)) | ((x >= upper) & (grad > 0))
-            magnitude = jnp.where(stuck, 0, magnitude)
-        flat = magnitude.reshape(grad.shape[0], -1)
-        moved = min(max(round(self.fraction * flat.shape[1]), 1), flat.shape[1])
-        threshold = jax.lax.top_k(flat, moved)[0][:, -1:]
-        chosen = (flat >= threshold) & (flat > 0)
-        count = jnp.maximum(jnp.sum(chosen, axis=1, keepdims=True), 1)
-        return jnp.sign(grad) * (chosen / count).reshape(grad.shape).astype(grad.dtype)
+            free = jnp.where(stuck.reshape(free.shape), 0, free)
+        moved = min(max(round(self.fraction * free.shape[1]), 1), free.shape[1])
+        threshold = jax.lax.top_k(free, moved)[0][:, -1:]
+        count = jnp.sum((free >= threshold) & (free > 0), axis=1, keepdims=True)
+        # Pixels held by the box push along: the projection would else shrink them for the others.
+        chosen = (magnitude >= threshold) & (magnitude > 0) & (count > 0)
+        weight = (chosen / jnp.maximum(count, 1)).reshape(grad.shape)
+        return jnp.sign(grad) * weight.astype(grad.dtype)
 
     def size(self, delta: Array) -> Array:
         return jnp.sum(jnp.abs(delta), axis=_over_features(delta))
@@ -276,14 +320,18 @@ class L0(Ball):
         keys = example_keys(key, x.shape[0])
         uniform = lambda k: jax.random.uniform(k, x.shape[1:], x.dtype)
         scores = self._masked(jax.vmap(uniform)(fold_in_each(keys, 0)))
-        chosen = (_ranks(scores) < _per_example(self.eps, x)) & (scores > 0)
+        chosen = (_ranks(scores) < jnp.floor(_per_example(self.eps, x))) & (scores > 0)
         lower, upper = self.bounds
         value = lower + jax.vmap(uniform)(fold_in_each(keys, 1)) * (upper - lower)
         return jnp.where(chosen, value - x, 0).astype(x.dtype)
 
-    def project(self, delta: Array) -> Array:
+    def project(
+        self, delta: Array, lower: ArrayLike = -jnp.inf, upper: ArrayLike = jnp.inf
+    ) -> Array:
         delta = self._masked(delta)
-        return jnp.where(_ranks(jnp.abs(delta)) < _per_example(self.eps, delta), delta, 0)
+        cut = jnp.clip(delta, lower, upper)
+        gain = delta**2 - (delta - cut) ** 2  # what changing the feature brings nearer
+        return jnp.where(_ranks(gain) < jnp.floor(_per_example(self.eps, delta)), cut, 0)
 
     def steepest(self, grad: Array, x: Array | None = None) -> Array:
         """The gradient with its largest entry scaled to one; the projection picks the features."""

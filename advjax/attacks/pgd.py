@@ -77,6 +77,8 @@ class PGD(Iterative):
     loop: Loop = static(default=auto_loop)
 
     def check(self) -> None:
+        if not isinstance(self.ball, Ball):
+            raise TypeError(f"PGD: given ball={self.ball!r}; a ball such as Linf(eps) is taken")
         if not isinstance(self.steps, int) or self.steps < 0:
             raise ValueError(f"PGD: given steps={self.steps!r}; an integer >= 0 is taken")
         if self.step_size is None:

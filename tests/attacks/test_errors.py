@@ -1,0 +1,93 @@
+"""Bad input ends in one line that says what was given and what is taken, before any compiling."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from advjax import EOT, FGSM, L2, PGD, Linf, Restarts, WorstOf, device_loop
+
+ATTACK = FGSM(ball=Linf(0.1))
+
+
+def attack_with(tiny, attack=ATTACK, **changed):
+    model, _, x, y = tiny
+    arguments = {"model": model, "x": x, "y": y} | changed
+    return attack(jax.random.key(0), *arguments.values())
+
+
+@pytest.mark.parametrize(
+    ("changed", "error", "message"),
+    [
+        ({"x": np.full((6, 4, 3, 2), 2.0, np.float32)}, ValueError, r"given values from 2 to 2"),
+        ({"x": np.full((6, 4, 3, 2), np.nan, np.float32)}, ValueError, r"given values from nan"),
+        ({"x": np.zeros((6, 4, 3, 2), np.uint8)}, TypeError, r"given uint8.*divide by 255"),
+        ({"x": np.zeros((6, 4, 3, 2), int)}, TypeError, r"given int64; floats"),
+        ({"x": np.float32(0.5)}, ValueError, r"given shape \(\)"),
+        ({"x": np.zeros((0, 4, 3, 2), np.float32)}, ValueError, r"B >= 1"),
+        ({"y": np.full(6, 5)}, ValueError, r"given 5 to 5; 0 to 4"),
+        ({"y": np.full(6, -1)}, ValueError, r"given -1 to -1; 0 to 4"),
+        ({"y": np.zeros(6, np.float32)}, TypeError, r"given float32; integers"),
+        ({"y": np.zeros(5, int)}, ValueError, r"given shape \(5,\); \[6\]"),
+        ({"y": np.zeros((6, 5), int)}, ValueError, r"given shape \(6, 5\)"),
+        ({"model": 3}, TypeError, r"given int"),
+        ({"model": lambda x: x}, ValueError, r"logits \[B, K\] with K >= 2"),
+        ({"model": lambda x: (x, x)}, TypeError, r"returned tuple"),
+        ({"attack": FGSM(ball=Linf([0.1, 0.2]))}, ValueError, r"eps: given shape \(2,\); .*\[6\]"),
+        (
+            {"attack": Restarts(attack=PGD(ball=L2(1.0), step_size=np.ones(3, np.float32)))},
+            ValueError,
+            r"step_size: given shape \(3,\)",
+        ),
+    ],
+)
+def test_bad_input_is_refused_in_one_line(tiny, changed, error, message):
+    with pytest.raises(error, match=message) as caught:
+        attack_with(tiny, **changed)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Linf(-0.1), "given eps=-0.1"),
+        (lambda: Linf(float("nan")), "given eps=nan"),
+        (lambda: PGD(ball=Linf(0.1), steps=-1), "given steps=-1; an integer >= 0"),
+        (lambda: PGD(ball=Linf(0.1), steps=2.5), "given steps=2.5"),
+        (lambda: PGD(ball=Linf(0.1), step_size=-1), "given step_size=-1"),
+        (lambda: PGD(ball=0.1), "given ball=.*; a ball"),
+        (lambda: Restarts(attack=ATTACK, n=0), "given n=0"),
+        (lambda: WorstOf(attacks=()), "a tuple of attacks"),
+        (lambda: EOT(attack=ATTACK, samples=0), "given samples=0"),
+    ],
+)
+def test_bad_budgets_are_refused_when_they_are_made(make, message):
+    with pytest.raises((ValueError, TypeError), match=message):
+        make()
+
+
+def softmax_model(weights, x):
+    return jax.nn.softmax(x.reshape(x.shape[0], -1) @ weights)
+
+
+@pytest.mark.parametrize("loop", [None, device_loop])
+def test_probabilities_passed_as_logits_are_noticed(tiny, loop):
+    _, weights, x, y = tiny
+    fields = {} if loop is None else {"loop": loop}
+    name = f"model_{loop}"  # another function: the warning comes once per structure of model
+    function = type(softmax_model)(softmax_model.__code__, softmax_model.__globals__, name)
+    model = jax.tree_util.Partial(function, weights)
+    with pytest.warns(UserWarning, match="probabilities, not logits: all 6 rows"):
+        FGSM(ball=Linf(0.1), **fields)(jax.random.key(0), model, x, y)
+
+
+def test_images_a_few_ulp_outside_the_box_are_taken(tiny):
+    _, _, x, _ = tiny
+    assert np.isfinite(attack_with(tiny, x=x.at[0].set(-3e-8))).all()
+
+
+def test_images_in_half_precision_or_float64_are_taken(tiny):
+    _, _, x, _ = tiny
+    for dtype in (jnp.bfloat16, jnp.float16):
+        assert attack_with(tiny, x=x.astype(dtype)).dtype == jnp.float32
+    assert attack_with(tiny, x=np.asarray(x, np.float64)).dtype == jnp.float32
