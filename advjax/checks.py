@@ -111,9 +111,9 @@ def check_batch(
 
 
 def looks_like_probabilities(logits: Array) -> Array:
-    """Scalar bool: every row lies in [0, 1] and sums to one, as a softmax's output does."""
+    """Per row, bool: it lies in [0, 1] and sums to one, as a softmax's output does."""
     sums = jnp.sum(logits, axis=-1)
-    return jnp.all((logits >= 0) & (logits <= 1)) & jnp.all(jnp.abs(sums - 1) < 1e-3)
+    return jnp.all((logits >= 0) & (logits <= 1), axis=-1) & (jnp.abs(sums - 1) < 1e-3)
 
 
 def warn_probabilities(batch: int) -> None:

@@ -98,7 +98,7 @@ class Attack(abc.ABC):
 
 @pytree
 class Judgement:
-    """A model's answer: ``loss [B]``, ``success [B]``, and whether to doubt its logits."""
+    """A model's answer, each ``[B]``; ``probabilities`` are doubts about its logits."""
 
     loss: Array
     success: Array
@@ -123,7 +123,7 @@ def judge(
     reached = jnp.argmax(draws, axis=-1) == y
     success = jnp.mean(reached if targeted else ~reached, axis=0, dtype=jnp.float32) > 0.5
     return jnp.sum(losses), Judgement(
-        loss=losses, success=success, probabilities=looks_like_probabilities(draws)
+        loss=losses, success=success, probabilities=looks_like_probabilities(draws).all(axis=0)
     )
 
 
@@ -173,7 +173,7 @@ class Iterative(Attack):
 
     @abc.abstractmethod
     def doubts(self, state: Any) -> Array:
-        """Scalar bool: the model's outputs looked like probabilities at every step."""
+        """``[B]`` bool: the model's outputs looked like probabilities at every step."""
 
     def solve(self, key: Key, model: Any, x: Array, y: Array, *, record: bool) -> Record:
         traced = is_traced(self, key, model, x, y)
@@ -229,5 +229,5 @@ def _warn_once(model: Any, x: Array, doubts: Array) -> None:
     if structure in _vetted:
         return
     _vetted.add(structure)
-    if bool(doubts):
+    if np.asarray(doubts).all():
         warn_probabilities(x.shape[0])

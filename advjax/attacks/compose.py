@@ -58,6 +58,17 @@ def _tag(part: int, inner: int | None) -> int:
     return part if inner is None else (part + 1) * 2**16 + inner
 
 
+def _worst_stage(stages: tuple[Stage, ...], keys: Key, model: Any, x: Array, y: Array) -> Record:
+    """All stages in turn, as an evaluation runs them, so that both draw the same."""
+    out = None
+    for tag, attack in stages:
+        drawn = keys if tag is None else fold_in_each(keys, tag)
+        new = attack.solve(drawn, model, x, y, record=True)
+        out = new if out is None else worse(out, new, False)
+    assert out is not None  # every attack has a stage
+    return out
+
+
 class _Wrapper(Attack):
     """An attack that changes how another one is run."""
 
@@ -96,6 +107,8 @@ class Restarts(_Wrapper):
         del record
         keys = example_keys(key, x.shape[0])
         once = lambda r: self.attack.solve(fold_in_each(keys, r), model, x, y, record=True)
+        if len(self.attack.stages()) > 1:
+            return _worst_stage(self.stages(), keys, model, x, y)
         if is_traced(self, key, model, x, y):
             return jax.lax.fori_loop(1, self.n, lambda r, old: worse(old, once(r), True), once(0))
         out = once(0)
@@ -129,14 +142,7 @@ class WorstOf(Attack):
 
     def solve(self, key: Key, model: Any, x: Array, y: Array, *, record: bool) -> Record:
         del record
-        keys = example_keys(key, x.shape[0])
-        solve = lambda part, attack: attack.solve(
-            fold_in_each(keys, part), model, x, y, record=True
-        )
-        out = solve(0, self.attacks[0])
-        for part, attack in enumerate(self.attacks[1:], start=1):
-            out = worse(out, solve(part, attack), False)
-        return out
+        return _worst_stage(self.stages(), example_keys(key, x.shape[0]), model, x, y)
 
     def aimed(self) -> WorstOf:
         return replace(self, attacks=tuple(attack.aimed() for attack in self.attacks))

@@ -117,7 +117,7 @@ class PGD(Iterative):
             best_success=none > 0,
             first_success=none - 1,
             zero_gradient=none,
-            probabilities=jnp.ones((), bool),
+            probabilities=none == 0,
         )
 
     def _judge(
