@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from advjax.attacks._cores import in_parts
 from advjax.checks import (
     check_batch,
     is_traced,
@@ -183,9 +184,17 @@ class Iterative(Attack):
             out, doubts = _whole(self, key, model, x, y, record)
         else:
             pieces = self.pieces()
-            body = lambda i, state: _step(pieces, i, state, model, x, y)
-            state = host_loop(self.steps, body, _init(pieces, key, model, x, y))
-            out, doubts = _finish(pieces, state, model, x, y, record)
+
+            def drive(key: Key, x: Array, y: Array) -> tuple[Record, Array]:
+                body = lambda i, state: _step(pieces, i, state, model, x, y)
+                state = host_loop(self.steps, body, _init(pieces, key, model, x, y))
+                return _finish(pieces, state, model, x, y, record)
+
+            if self.steps and all(jnp.ndim(leaf) == 0 for leaf in jax.tree.leaves(self)):
+                what = (jax.tree.structure((pieces, model)), record)
+                out, doubts = in_parts(drive, what, key, x, y)
+            else:  # a number per example or a mask belongs to the batch as it is
+                out, doubts = drive(key, x, y)
         if not traced and self.steps:
             _warn_once(model, x, doubts)
         return out

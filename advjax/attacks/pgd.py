@@ -57,6 +57,9 @@ class PGD(Iterative):
         ``2.5 * eps / steps``, which can cross the ball from anywhere (Madry et al., section 5).
       steps: number of steps, at least 0.
       random_start: start from a uniform draw of the ball instead of the image.
+      start_in_box: cut that start to the image box. Fast adversarial training does not, it clips
+        the result alone: where most pixels lie on a bound, as in MNIST, half of a cut start is
+        the image itself, and training on one step learns to leak the label.
       momentum: decay of the accumulated gradient, each divided by its mean absolute value (Dong
         et al. 2018, algorithm 1); None for no momentum.
       best: return the best iterate seen (adversarial before not, then by loss) instead of the
@@ -70,6 +73,7 @@ class PGD(Iterative):
     step_size: ArrayLike = None
     steps: int = static(default=40)
     random_start: bool = static(default=True)
+    start_in_box: bool = static(default=True)
     momentum: ArrayLike = None
     best: bool = static(default=True)
     loss: LossFn = static(default=cross_entropy)
@@ -104,7 +108,8 @@ class PGD(Iterative):
         keys = example_keys(key, x.shape[0])
         x_adv = x
         if self.random_start:
-            x_adv = self.ball.apply(x, self.ball.sample(fold_in_each(keys, _START), x))
+            start = self.ball.sample(fold_in_each(keys, _START), x)
+            x_adv = self.ball.apply(x, start) if self.start_in_box else x + start
         per_example = x_adv[(slice(None),) + (0,) * (x.ndim - 1)]
         none = jnp.zeros_like(per_example, dtype=jnp.int32)
         return _State(
@@ -217,8 +222,8 @@ def FGSM(
 ) -> PGD:
     """The fast gradient sign method: one step (Goodfellow et al. 2015, section 4), in any ball.
 
-    With ``random_start`` and a larger ``step_size`` it is the FGSM of fast adversarial training
-    (Wong et al. 2020, algorithm 3). Returns the step's end, whatever its loss.
+    With ``random_start``, a larger ``step_size`` and ``start_in_box=False`` it is the FGSM of fast
+    adversarial training (Wong et al. 2020, algorithm 3). Returns the step's end, whatever its loss.
 
     Args:
       ball: the perturbations allowed.

@@ -33,6 +33,9 @@ BALLS = {"linf": Linf(0.2), "l2": L2(0.6), "l1": L1(2.0), "l0": L0(3)}
 ATTACKS = {
     "fgsm_linf": lambda: FGSM(ball=BALLS["linf"]),
     "fgsm_linf_random_start": lambda: FGSM(ball=BALLS["linf"], step_size=0.25, random_start=True),
+    "fgsm_linf_free_start": lambda: FGSM(
+        ball=BALLS["linf"], step_size=0.25, random_start=True, start_in_box=False
+    ),
     "bim_l2": lambda: BIM(ball=BALLS["l2"], steps=4),
     "pgd_linf": lambda: PGD(ball=BALLS["linf"], steps=5),
     "pgd_linf_last": lambda: PGD(ball=BALLS["linf"], steps=5, best=False),

@@ -1,0 +1,115 @@
+"""What a command says: results on stdout (text, or one JSON object), progress on stderr."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+SECONDS_BETWEEN_LINES = 5.0
+
+
+class Progress(Protocol):
+    """Told how far a piece of work is."""
+
+    def __call__(self, done: float, total: float, said: str = "") -> None: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Console:
+    """Where output goes. With ``json`` stdout holds exactly one JSON object."""
+
+    json: bool = False
+
+    def say(self, text: str = "") -> None:
+        """A line of the result, for people."""
+        if not self.json:
+            print(text)
+
+    def note(self, text: str) -> None:
+        """A remark beside the result."""
+        print(text, file=sys.stderr)
+
+    def result(self, value: dict[str, Any]) -> None:
+        """The result, for programs."""
+        if self.json:
+            print(json.dumps(value, allow_nan=False))
+
+    @contextmanager
+    def progress(self, what: str) -> Iterator[Progress]:
+        """A live bar with the time left on a terminal; elsewhere a line every few seconds."""
+        if sys.stderr.isatty():
+            with _bar(what) as bar:
+                yield bar
+        else:
+            yield _Lines(what)
+
+
+@contextmanager
+def _bar(what: str) -> Iterator[Progress]:
+    from rich import progress
+    from rich.console import Console as RichConsole
+
+    bar = progress.Progress(
+        progress.TextColumn("{task.description}"),
+        progress.BarColumn(bar_width=24),
+        progress.TaskProgressColumn(),
+        progress.TimeElapsedColumn(),
+        progress.TextColumn("left"),
+        progress.TimeRemainingColumn(elapsed_when_finished=False),
+        progress.TextColumn("{task.fields[said]}"),
+        console=RichConsole(stderr=True),
+    )
+    with bar:
+        task = bar.add_task(what, total=None, said="")
+
+        first = True
+
+        def tell(done: float, total: float, said: str = "") -> None:
+            nonlocal first
+            if first:  # a resumed run starts in the middle; its speed is counted from there
+                bar.reset(task, completed=int(done), total=total)
+                first = False
+            bar.update(task, completed=done, total=total, said=said)
+
+        yield tell
+
+
+class _Lines:
+    """Progress for a log: a line every few seconds, and the last one."""
+
+    def __init__(self, what: str) -> None:
+        self.what = what
+        self.start = self.last = time.monotonic()
+        self.first: float | None = None
+        self.done = False
+
+    def __call__(self, done: float, total: float, said: str = "") -> None:
+        now = time.monotonic()
+        self.first = done if self.first is None else self.first
+        again, self.done = self.done and done >= total, done >= total
+        if again or (not self.done and now - self.last < SECONDS_BETWEEN_LINES):
+            return
+        self.last = now
+        passed, made = now - self.start, done - self.first
+        left = f", {passed * (total - done) / made:.0f} s left" if made and done < total else ""
+        line = f"{self.what}: {done / max(total, 1):4.0%}, {passed:.0f} s{left}"
+        print(f"{line}  {said}".rstrip(), file=sys.stderr, flush=True)
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Aligned text: the first column to the left, the others to the right."""
+    lines = [list(header), *map(list, rows)]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
+    text = [
+        "  ".join(
+            cell.ljust(width) if i == 0 else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        for line in lines
+    ]
+    return "\n".join([text[0], "-" * max(map(len, text)), *text[1:]])

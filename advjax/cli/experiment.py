@@ -1,0 +1,87 @@
+"""Experiment files: a docstring, a frozen dataclass ``Config`` and ``build`` or ``main``."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from advjax.cli.parsing import UsageError
+
+SHAPE = (
+    "an experiment file has a docstring, a frozen dataclass Config whose fields all have defaults, "
+    "and build(config) -> Training or main(config, run_dir) -> dict"
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """A loaded experiment file.
+
+    Attributes:
+      path: the file.
+      summary: the first paragraph of its docstring: the claim.
+      config: its frozen dataclass ``Config``.
+      build: ``build(config) -> Training``, or None.
+      main: ``main(config, run_dir) -> dict`` of a study with several trainings, or None.
+    """
+
+    path: Path
+    summary: str
+    config: type
+    build: Callable[[Any], Any] | None
+    main: Callable[[Any, Path], dict[str, Any]] | None
+
+
+def load_experiment(path: Path) -> Experiment:
+    """Imports the file and checks that it is an experiment.
+
+    Raises:
+      UsageError: if there is no such file, it does not import, or it lacks a part.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UsageError(f"no experiment file {path}")
+    spec = importlib.util.spec_from_file_location(f"advjax_experiment_{path.stem}", path)
+    if spec is None or spec.loader is None:
+        raise UsageError(f"{path} is no Python file; {SHAPE}")
+    module = importlib.util.module_from_spec(spec)
+    # Annotations of the dataclass are resolved through sys.modules.
+    sys.modules[spec.name] = module
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        del sys.modules[spec.name]
+        raise UsageError(f"{path} does not import: {type(error).__name__}: {error}") from error
+    config = getattr(module, "Config", None)
+    build, main = getattr(module, "build", None), getattr(module, "main", None)
+    missing = [
+        name
+        for name, there in (
+            ("a docstring", bool(module.__doc__)),
+            ("a frozen dataclass Config with defaults", _is_config(config)),
+            ("build or main", callable(build) or callable(main)),
+        )
+        if not there
+    ]
+    if missing:
+        raise UsageError(f"{path} lacks {' and '.join(missing)}; {SHAPE}")
+    assert config is not None
+    summary = (module.__doc__ or "").strip().split("\n\n")[0]
+    return Experiment(path, summary, config, build, main)
+
+
+def _is_config(config: Any) -> bool:
+    return (
+        isinstance(config, type)
+        and dataclasses.is_dataclass(config)
+        and config.__dataclass_params__.frozen  # type: ignore[attr-defined]
+        and all(
+            f.default is not dataclasses.MISSING or f.default_factory is not dataclasses.MISSING
+            for f in dataclasses.fields(config)
+            if f.init
+        )
+    )

@@ -1,0 +1,124 @@
+"""``advjax predict IMAGE... --run RUN``: the classes of images, by a checkpoint loaded afresh."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import tyro
+
+from advjax.cli.console import Console, table
+from advjax.cli.options import Run, Which, load_run
+from advjax.cli.parsing import UsageError, parse
+
+if TYPE_CHECKING:
+    import numpy as np
+
+PROG = "advjax predict"
+DESCRIPTION = """Tells the class and the probabilities of images.
+
+The checkpoint is loaded from the run folder. Images of another size are resized to the network's
+input, colour is turned to grey where it takes grey. With --json the logits come with every digit:
+equal bit for bit to those of the training process.
+
+examples:
+  advjax predict digit.png --run runs/demo/robust
+  advjax predict *.png --run runs/mnist_fast --checkpoint last --json"""
+
+BATCH = 256  # what the evaluations of a run use
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    images: Annotated[
+        tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="IMAGE [IMAGE ...]")
+    ] = ()
+    """PNG or JPEG files."""
+    run: Path | None = None
+    """The run folder (required), or an experiment file whose run is runs/FILE."""
+    checkpoint: Which = "best"
+    """The checkpoint with the best robust accuracy while training, or the last one."""
+    top: int = 3
+    """How many classes to show."""
+    batch_size: int = BATCH
+    """Images at a time, padded. Another number changes the last bits of the logits."""
+    json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Print one JSON object, with all probabilities and logits."""
+
+
+def main(args: Sequence[str]) -> None:
+    options = parse(Options, args, prog=PROG, description=DESCRIPTION)
+    run = run_and_images(options.images, options.run, options.checkpoint, PROG)
+    import numpy as np
+
+    from advjax.evaluation.images import load_image
+
+    console = Console(options.json)
+    x = np.stack([load_image(path, run.input_shape) for path in options.images])
+    logits = logits_of(run.model, x, options.batch_size)
+    shares = softmax(logits)
+    found, rows = [], []
+    for path, logit, share in zip(options.images, logits, shares, strict=True):
+        order = np.argsort(-share, kind="stable")
+        best = int(order[0])
+        found.append(
+            {
+                "image": str(path),
+                "class": best,
+                "name": run.classes[best],
+                "probabilities": share.tolist(),
+                "logits": logit.tolist(),
+            }
+        )
+        shown = [f"{run.class_name(int(k))} {100 * share[k]:.2f} %" for k in order[: options.top]]
+        rows.append([str(path), *shown])
+    width = max(len(row) for row in rows)
+    console.say(table(["image", "class", *[""] * (width - 2)], rows))
+    console.result({"run": str(run.folder), "checkpoint": options.checkpoint, "images": found})
+
+
+def run_and_images(images: Sequence[Path], run: Path | None, which: str, prog: str) -> Run:
+    """The run, after checking that the images are there.
+
+    Raises:
+      UsageError: if an image or the run is missing.
+    """
+    if not images:
+        raise UsageError(f"no image given: {prog} IMAGE ... --run RUN")
+    if run is None:
+        raise UsageError(f"no run given: {prog} IMAGE ... --run RUN")
+    for path in images:
+        if not path.is_file():
+            raise UsageError(f"no image {path}")
+    return load_run(run, which)
+
+
+def logits_of(model: Any, x: np.ndarray, batch_size: int = BATCH) -> np.ndarray:
+    """Logits ``[N, K]`` of images ``[N, H, W, C]`` in [0, 1], in padded batches of one size.
+
+    On a CPU the row of an image depends on the size of its batch in the last bits (another kernel
+    is chosen), but neither on its place nor on the other images. One size makes it reproducible.
+    """
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+
+    from advjax.data import batches
+
+    if batch_size < 1:
+        raise ValueError(f"given batch_size={batch_size}; at least 1 is taken")
+    apply = jax.jit(lambda model, x: model(x))
+    out = []
+    for ids, mask in batches(len(x), batch_size):
+        out.append(np.asarray(apply(model, jnp.asarray(x[ids])), np.float32)[mask])
+    return np.concatenate(out)
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """Probabilities ``[N, K]``."""
+    import numpy as np
+
+    powers = np.exp(logits.astype(np.float64) - logits.max(axis=-1, keepdims=True))
+    return powers / powers.sum(axis=-1, keepdims=True)

@@ -1,0 +1,179 @@
+"""``advjax train FILE``: runs an experiment file."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+from advjax.cli.console import Console
+from advjax.cli.experiment import SHAPE, Experiment, load_experiment
+from advjax.cli.parsing import UsageError, parse
+
+PROG = "advjax train"
+DESCRIPTION = f"""Runs an experiment file: advjax train FILE [--field value ...]
+
+FILE comes first; {SHAPE}. Every field of Config is an option: advjax train FILE --help lists them.
+The run is one folder. The same command on the same folder goes on where it was stopped; Ctrl-C and
+SIGTERM save first.
+
+examples:
+  advjax train experiments/mnist_fast.py --data-dir tensorflow_datasets
+  advjax train experiments/mnist_fast.py --epochs 3 --eps 0.2 --run runs/short"""
+
+
+@dataclasses.dataclass(frozen=True)
+class RunOptions:
+    """Where the run goes and what it says; the same for every experiment."""
+
+    run: Path | None = None
+    """The run's folder. None: runs/ and the file's name."""
+    overwrite: bool = False
+    """Start again, deleting the run that the folder holds."""
+    json: bool = False
+    """Print one JSON object instead of a table."""
+
+
+def main(args: Sequence[str]) -> None:
+    if not args or args[0] in ("-h", "--help"):
+        parse(RunOptions, ["--help"], prog=f"{PROG} FILE", description=DESCRIPTION)
+    if args[0].startswith("-"):
+        raise UsageError(f"the experiment file comes first: {PROG} FILE [--field value ...]")
+    experiment = load_experiment(Path(args[0]))
+    options, config = _parse(experiment, args)
+    console = Console(options.json)
+    folder = options.run or Path("runs") / experiment.path.stem
+    if experiment.build is not None:
+        _train(experiment, config, folder, options.overwrite, console)
+    else:
+        _study(experiment, config, folder, console)
+
+
+def _parse(experiment: Experiment, args: Sequence[str]) -> tuple[RunOptions, Any]:
+    """The options of the command and the experiment's own, side by side."""
+    taken = {f.name for f in dataclasses.fields(RunOptions)}
+    own = {f.name for f in dataclasses.fields(experiment.config)}
+    if taken & own:
+        raise UsageError(
+            f"{experiment.path}: Config has a field {sorted(taken & own)[0]}, an option of "
+            f"advjax train itself; other names than {', '.join(sorted(taken))} are taken"
+        )
+    plain: Any = tyro.conf.OmitArgPrefixes
+    fields = [
+        (name, plain[cls], dataclasses.field(default_factory=cls))
+        for name, cls in (("command", RunOptions), ("config", experiment.config))
+    ]
+    both = dataclasses.make_dataclass("Options", fields, frozen=True)
+    found: Any = parse(
+        both, args[1:], prog=f"{PROG} {experiment.path}", description=experiment.summary
+    )
+    return found.command, found.config
+
+
+def _train(
+    experiment: Experiment, config: Any, folder: Path, overwrite: bool, console: Console
+) -> None:
+    from advjax.cli.report import write
+    from advjax.cli.watch import watch
+    from advjax.training import CheckpointError, RunError, Stopped, fit
+
+    assert experiment.build is not None
+    training = experiment.build(config)
+    began = time.monotonic()
+    try:
+        with watch(console) as progress:
+            result = fit(
+                training,
+                folder,
+                config=dataclasses.asdict(config),
+                source=experiment.path,
+                overwrite=overwrite,
+                progress=progress,
+            )
+    except Stopped as stopped:
+        console.note(f"advjax: {stopped}")
+        raise
+    except (RunError, CheckpointError) as error:
+        raise UsageError(str(error)) from error
+    report = write(folder)
+    n = 0 if training.test is None else len(training.test)
+    n = min(n, training.evaluate_examples or n)
+    rows = {"best": _accuracies(result.best, n), "last": _accuracies(result.last, n)}
+    console.result(
+        {
+            "run": str(folder),
+            "report": str(report),
+            "resumed_finished": result.was_finished,
+            "seconds": time.monotonic() - began,
+            **{
+                which: {
+                    "step": getattr(result, which).step,
+                    **{name: value.to_dict() for name, value in found.items()},
+                }
+                for which, found in rows.items()
+            },
+        }
+    )
+    if n:
+        console.say(f"on {n} examples of {training.test.name} {training.test.split}:")  # type: ignore[union-attr]
+        console.say(_table({f"{w} (step {getattr(result, w).step})": r for w, r in rows.items()}))
+    console.say(f"run     {folder}")
+    console.say(f"report  {report}")
+
+
+def _accuracies(snapshot: Any, n: int) -> dict[str, Any]:
+    """Name to ``Accuracy`` of what a snapshot's evaluation found on ``n`` examples."""
+    from advjax.evaluation import Accuracy
+
+    return {name: Accuracy(round(v * n), n, 0.95) for name, v in snapshot.metrics.items()}
+
+
+def _table(rows: dict[str, dict[str, Any]]) -> str:
+    """One line per row, one column per accuracy, with 95 % intervals."""
+    from advjax.cli.console import table
+
+    names = list(dict.fromkeys(name for found in rows.values() for name in found))
+    cells = [
+        [row, *(percent(found[name]) if name in found else "" for name in names)]
+        for row, found in rows.items()
+    ]
+    return table(["", *names], cells)
+
+
+def percent(accuracy: Any) -> str:
+    """``97.60 [95.85, 98.62]``."""
+    low, high = 100 * accuracy.low, 100 * accuracy.high
+    return f"{100 * accuracy.value:.2f} [{low:.2f}, {high:.2f}]"
+
+
+def _study(experiment: Experiment, config: Any, folder: Path, console: Console) -> None:
+    """An experiment with several trainings: ``main`` does the work and returns the figures."""
+    from advjax.cli.watch import watch
+    from advjax.training import CheckpointError, RunError, Stopped
+
+    assert experiment.main is not None
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with watch(console) as progress:
+            told = {"progress": progress} if _takes_progress(experiment.main) else {}
+            found = experiment.main(config, folder, **told)
+    except Stopped as stopped:
+        console.note(f"advjax: {stopped}")
+        raise
+    except (RunError, CheckpointError) as error:
+        raise UsageError(str(error)) from error
+    text = found.pop("table", None)
+    (folder / "result.json").write_text(json.dumps(found, indent=2, allow_nan=False) + "\n")
+    console.result({"run": str(folder), **found})
+    console.say(text if text is not None else json.dumps(found, indent=2))
+    console.say(f"written to {folder / 'result.json'}")
+
+
+def _takes_progress(function: Any) -> bool:
+    return "progress" in inspect.signature(function).parameters

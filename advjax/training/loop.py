@@ -1,0 +1,358 @@
+"""``fit``: the training loop around the compiled step."""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from advjax.training import runfolder
+from advjax.training.checkpoint import (
+    Checkpoints,
+    DamagedCheckpointError,
+    fill,
+    read,
+    set_aside,
+    steps_in,
+)
+from advjax.training.outcome import (
+    Event,
+    Result,
+    Snapshot,
+    check_metrics,
+    check_parameters,
+)
+from advjax.training.parallel import parallel, positions, replicate, steps_in_flight
+from advjax.training.signals import Signals, Stopped
+from advjax.training.spec import Training, root_keys
+from advjax.training.state import TrainState, create_state
+from advjax.training.step import make_step
+
+_SHOW_EVERY_S = 5.0  # metrics are fetched at least this often, so that slow steps are seen too
+
+
+Progress = Callable[[Event], None]
+
+
+def fit(
+    training: Training,
+    run_dir: str | os.PathLike[str] | None = None,
+    *,
+    config: Any = None,
+    source: str | os.PathLike[str] | None = None,
+    overwrite: bool = False,
+    devices: Sequence[jax.Device] | None = None,
+    progress: Progress | None = None,
+) -> Result:
+    """Trains, evaluates, and with a run folder saves and resumes.
+
+    The same call on the same folder goes on where the last one was killed, to bit-identical
+    weights on a CPU with the same devices. On SIGTERM or SIGINT the state is saved and ``Stopped``
+    (a ``SystemExit``) is raised; without a folder the signals are left alone.
+
+    Args:
+      training: what to compute.
+      run_dir: the run's folder; made when missing, resumed when it holds this run. None keeps
+        everything in memory.
+      config: JSON-able settings the training was built from; kept, and compared on resuming.
+      source: the experiment file, copied into the folder.
+      overwrite: deletes the run that the folder holds.
+      devices: all local devices by default; the batch is split over them.
+      progress: called with an ``Event`` now and then.
+
+    Raises:
+      RunError: if the folder holds another run (the fields are named) or something else.
+      DivergedError: at the first bad step; nothing of it is saved.
+      ValueError: if the devices cannot share the batch equally.
+    """
+    devices = list(jax.local_devices() if devices is None else devices)
+    places = positions(training.batch_size, devices)
+    with contextlib.ExitStack() as stack:
+        run = _Run(training, devices, progress)
+        if run_dir is not None:
+            run.open(
+                stack, Path(run_dir).absolute(), config, None if source is None else Path(source),
+                overwrite,
+            )  # fmt: skip
+        run.train(places)
+    return run.result()
+
+
+class _Run:
+    """The mutable middle of ``fit``."""
+
+    def __init__(
+        self, training: Training, devices: Sequence[jax.Device], progress: Progress | None
+    ) -> None:
+        self.training, self.devices, self.progress = training, devices, progress
+        init_key, step_key, self.evaluation_key = root_keys(training.seed)
+        params, stats = training.variables(init_key)
+        self.state: TrainState = create_state(
+            params, stats, training.optimizer, step_key, averaged=training.ema_decay is not None
+        )
+        self.test = training.test
+        if self.test is not None and training.evaluate_examples is not None:
+            self.test = self.test.subset(training.evaluate_examples, training.seed)
+        self.step = 0
+        self.folder: Path | None = None
+        self.checkpoints: Checkpoints | None = None
+        self.metrics: runfolder.Metrics | None = None
+        self.signals: Signals | None = None
+        self.history: list[runfolder.Row] = []
+        self.best: Snapshot | None = None
+        self.evaluated = False  # whether the state as it is has been
+        self.resumed_finished = False
+        self.pending: list[tuple[int, Any]] = []  # steps whose metrics are on the device
+        self.began = self.shown = self.saved = time.monotonic()
+
+    # --- the folder -------------------------------------------------------------------------
+
+    def open(
+        self,
+        stack: contextlib.ExitStack,
+        folder: Path,
+        config: Any,
+        source: Path | None,
+        overwrite: bool,
+    ) -> None:
+        stack.enter_context(runfolder.alone(folder))
+        runfolder.open_run(
+            folder,
+            self.training.describe(),
+            config,
+            versions=runfolder.versions(self.devices),
+            source=source,
+            overwrite=overwrite,
+        )
+        self.folder = folder
+        rows = self._resume(folder / "checkpoints")
+        self.history = rows
+        self.began -= rows[-1]["seconds"] if rows else 0.0
+        self.checkpoints = stack.enter_context(Checkpoints(folder / "checkpoints"))
+        self.checkpoints.best = self.best.step if self.best else None
+        self.metrics = stack.enter_context(runfolder.Metrics(folder, rows, self.note))
+        self.signals = stack.enter_context(Signals())
+
+    def _resume(self, folder: Path) -> list[runfolder.Row]:
+        """Loads the latest checkpoint that is whole; returns the rows up to its step."""
+        for step in reversed(steps_in(folder)):
+            loaded = self._load(folder, step)
+            if loaded is None:
+                continue
+            self.state, position = loaded
+            self.step, self.evaluated = step, bool(position.get("evaluated"))
+            self.resumed_finished = step == self.training.total_steps
+            self.best = self._load_best(folder, position.get("best"))
+            assert self.folder is not None
+            rows = runfolder.read_rows(self.folder, up_to=step)
+            if not self.evaluated:
+                rows = [r for r in rows if (r["kind"], r["step"]) != ("evaluation", step)]
+            self.note(f"resumed after step {step}")
+            return rows
+        return []
+
+    def _load(self, folder: Path, step: int) -> tuple[TrainState, dict[str, Any]] | None:
+        try:
+            arrays, record = read(folder, step)
+        except DamagedCheckpointError as error:
+            self.note(f"{error}; moved to {set_aside(folder, step)}, an earlier one is used")
+            return None
+        return fill(f"checkpoint {folder / str(step)}", self.state, arrays), record["position"]
+
+    def _load_best(self, folder: Path, best: Any) -> Snapshot | None:
+        if best is None:
+            return None
+        if best["step"] == self.step:
+            return Snapshot(self._model(self.state), self.step, best["metrics"])
+        if best["step"] not in steps_in(folder):
+            self.note(f"the best checkpoint, step {best['step']}, is gone; best is told anew")
+            return None
+        loaded = self._load(folder, best["step"])
+        return loaded and Snapshot(self._model(loaded[0]), best["step"], best["metrics"])
+
+    def save(self) -> None:
+        """A checkpoint of the state as it is; its metrics have been fetched and were good."""
+        if self.checkpoints is None:
+            return
+        check_parameters(self.step, self.state)
+        per_epoch = self.training.steps_per_epoch
+        best = self.best and {"step": self.best.step, "metrics": dict(self.best.metrics)}
+        self.checkpoints.best = self.best.step if self.best else None
+        position = {
+            "step": self.step,
+            "epoch": self.step // per_epoch,
+            "offset": self.step % per_epoch * self.training.batch_size,
+            "seed": self.training.seed,
+            "evaluated": self.evaluated,
+            "best": best,
+        }
+        self.checkpoints.save(self.step, self.state, position)
+        self.saved = time.monotonic()
+        self.tell("checkpoint", text=f"checkpoint {self.step}")
+
+    # --- the loop ---------------------------------------------------------------------------
+
+    def train(self, places: Any) -> None:
+        training, total = self.training, self.training.total_steps
+        self.tell("start", text=f"{total - self.step} of {total} steps to go")
+        if self.step and training.evaluates_at(self.step) and not self.evaluated:
+            self.evaluate()
+        if self.step < total:
+            self._train(places)
+        if self.checkpoints is not None:
+            self.checkpoints.wait()
+        before = ", before this call" if self.resumed_finished else ""
+        self.tell("finished", text=f"finished after step {self.step}{before}")
+
+    def _train(self, places: Any) -> None:
+        training = self.training
+        step = parallel(
+            make_step(
+                training.network(),
+                training.optimizer,
+                batch_size=training.batch_size,
+                augment=training.augment,
+                ema_decay=training.ema_decay,
+            ),
+            self.devices,
+        )
+        put = lambda tree: replicate(tree, self.devices)
+        self.state, objective = put(self.state), put(training.objective)
+        x, y = put(training.train.x), put(training.train.y)
+        limit = steps_in_flight(self.devices)
+        in_flight: collections.deque[Any] = collections.deque()
+        while self.step < training.total_steps:
+            self.state, metrics = step(self.state, places, objective, x, y)
+            self.step, self.evaluated = self.step + 1, False
+            self.pending.append((self.step, metrics))
+            in_flight.append(metrics["loss"])
+            if len(in_flight) >= limit:
+                in_flight.popleft().block_until_ready()
+            self.tell("step")
+            self._after_step()
+
+    def _after_step(self) -> None:
+        training, now = self.training, time.monotonic()
+        stop = self.signals is not None and self.signals.received is not None
+        due = training.evaluates_at(self.step) or self.step == training.total_steps
+        late = self.checkpoints is not None and now - self.saved > training.checkpoint_every_s
+        logged = self.step % training.log_every == 0 or now - self.shown > _SHOW_EVERY_S
+        if due or late or stop or logged:
+            self.flush()
+        if due and not stop:
+            if self.test is not None:
+                self.evaluate()
+            self.save()
+        elif late and not stop:
+            self.save()
+        if stop:
+            self.stop()
+
+    def stop(self) -> None:
+        """Saves and leaves, after a signal."""
+        assert self.signals is not None and self.signals.received is not None
+        self.save()
+        if self.checkpoints is not None:
+            self.checkpoints.wait()
+        raise Stopped(self.signals.received, self.step)
+
+    def flush(self) -> None:
+        """Fetches the metrics that wait on the device, checks them and writes them down."""
+        if not self.pending:
+            return
+        steps, values = zip(*self.pending, strict=True)
+        self.pending = []
+        rows, self.shown = [], time.monotonic()
+        seconds = round(self.shown - self.began, 3)
+        bad = None
+        for step, metrics in zip(steps, jax.device_get(list(values)), strict=True):
+            row = {name: float(value) for name, value in metrics.items()}
+            bad = check_metrics(step, row, self.training.loss_limit)
+            if bad is not None:
+                break
+            rows.append({"kind": "train", "step": step, "seconds": seconds, **row})
+        self._record(rows)
+        if bad is not None:
+            raise bad
+        names = [n for n in rows[0] if n not in ("kind", "step", "seconds")]
+        means = {n: sum(r[n] for r in rows) / len(rows) for n in names}
+        if self.metrics is not None:
+            self.metrics.add_events("train", steps[-1], means)
+        self.tell("train", means)
+
+    def evaluate(self) -> None:
+        """Evaluates the state, and keeps it when it is the best so far."""
+        assert self.test is not None
+        from advjax.evaluation import evaluate
+
+        check_parameters(self.step, self.state)
+        model = self._model(self.state)
+        found = evaluate(
+            model,
+            self.test,
+            dict(self.training.attacks),
+            key=self.evaluation_key,
+            batch_size=min(256, len(self.test)),
+            progress=self._interrupt,
+            devices=self.devices,
+        )
+        metrics = {"clean": float(found.clean.value)}
+        metrics |= {f"robust/{n}": float(a.value) for n, a in found.robust.items()}
+        if found.robust:
+            metrics["worst"] = float(found.worst.value)
+        seconds = round(time.monotonic() - self.began, 3)
+        self._record([{"kind": "evaluation", "step": self.step, "seconds": seconds, **metrics}])
+        if self.metrics is not None:
+            self.metrics.add_events("evaluation", self.step, metrics)
+        self.evaluated = True
+        snapshot = Snapshot(model, self.step, metrics)
+        if self.best is None or snapshot.score > self.best.score:
+            self.best = snapshot
+        self.tell("evaluation", metrics)
+
+    def _interrupt(self, *_: Any, **__: Any) -> None:
+        """Called by an evaluation between its parts."""
+        if self.signals is not None and self.signals.received is not None:
+            self.stop()
+
+    def _record(self, rows: list[runfolder.Row]) -> None:
+        self.history += rows
+        if self.metrics is not None:
+            self.metrics.add(rows)
+
+    def _model(self, state: TrainState) -> Any:
+        """The model to evaluate and keep, on arrays of its own: the state's are donated."""
+        own = lambda v: jnp.asarray(np.array(v, copy=True))
+        return self.training.model(*jax.tree.map(own, state.evaluated()))
+
+    # --- telling ----------------------------------------------------------------------------
+
+    def tell(self, kind: str, metrics: Mapping[str, float] | None = None, text: str = "") -> None:
+        if self.progress is not None:
+            self.progress(Event(kind, self.step, self.training.total_steps, metrics or {}, text))
+
+    def note(self, text: str) -> None:
+        self.tell("note", text=text)
+
+    def result(self) -> Result:
+        evaluations = [r for r in self.history if r["kind"] == "evaluation"]
+        metrics = {}
+        if evaluations and evaluations[-1]["step"] == self.step:
+            row = evaluations[-1]
+            metrics = {n: v for n, v in row.items() if n not in ("kind", "step", "seconds")}
+        last = Snapshot(self._model(self.state), self.step, metrics)
+        return Result(
+            best=self.best or last,
+            last=last,
+            history=tuple(self.history),
+            run_dir=self.folder,
+            was_finished=self.resumed_finished,
+        )

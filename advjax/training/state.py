@@ -1,0 +1,67 @@
+"""All that one training step needs from the step before."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from advjax.types import Array, ArrayLike, Key, pytree
+
+
+@pytree
+class TrainState:
+    """The state of a run between two steps.
+
+    Attributes:
+      step: int32 scalar, how many steps have been made.
+      params: the parameters.
+      stats: every other variable of the network.
+      opt_state: the optimiser's.
+      ema: ``{"params", "stats"}`` averaged over the steps, or None.
+      key: the run's key; never consumed, every draw folds the step and the place in the batch in.
+    """
+
+    step: Array
+    params: Any
+    stats: Any
+    opt_state: Any
+    ema: Any
+    key: Key
+
+    def evaluated(self) -> tuple[Any, Any]:
+        """``(params, stats)`` that evaluation uses: the averaged ones when there are any."""
+        if self.ema is None:
+            return self.params, self.stats
+        return self.ema["params"], self.ema["stats"]
+
+
+def create_state(
+    params: Any, stats: Any, optimizer: Any, key: Key, *, averaged: bool
+) -> TrainState:
+    """The state before the first step."""
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        stats=stats,
+        opt_state=optimizer.init(params),
+        ema={"params": params, "stats": stats} if averaged else None,
+        key=key,
+    )
+
+
+def moving_average(average: Any, value: Any, decay: ArrayLike, step: Array) -> Any:
+    """One step of the exponential moving average; constants stay exactly what they are.
+
+    The decay is ``min(decay, (1 + step) / (10 + step))``: a short run is not held back by its
+    first parameters.
+    """
+    decay = jnp.minimum(decay, (1 + step) / (10 + step))
+
+    def one(a: Array, v: Array) -> Array:
+        if not jnp.issubdtype(v.dtype, jnp.floating):
+            return v
+        return (a + (1 - decay) * (v - a)).astype(v.dtype)
+
+    return jax.tree.map(one, average, value)
