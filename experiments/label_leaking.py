@@ -32,7 +32,7 @@ from advjax.types import Array, ArrayLike, Key
 class Config:
     eps: float = 0.3
     """L-inf radius."""
-    epochs: int = 2
+    epochs: int = 3
     batch_size: int = 100
     lr_max: float = 5e-3
     """Adam's learning rate at the peak, after 40 % of the steps."""
@@ -46,7 +46,7 @@ class Config:
 
 @pytree
 class FreeStart:
-    """FGSM from a random start that may lie outside the image box; see ``mnist_fast.py``."""
+    """FGSM from a random start as in the published code; see ``mnist_fast.py``."""
 
     eps: ArrayLike
     alpha: ArrayLike

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -67,13 +68,13 @@ def _bar(what: str) -> Iterator[Progress]:
     with bar:
         task = bar.add_task(what, total=None, said="")
 
-        first = True
+        last = math.inf
 
         def tell(done: float, total: float, said: str = "") -> None:
-            nonlocal first
-            if first:  # a resumed run starts in the middle; its speed is counted from there
+            nonlocal last
+            if done < last:  # a new stage, or a resumed run: the speed is counted from here
                 bar.reset(task, completed=int(done), total=total)
-                first = False
+            last = done
             bar.update(task, completed=done, total=total, said=said)
 
         yield tell
@@ -84,20 +85,20 @@ class _Lines:
 
     def __init__(self, what: str) -> None:
         self.what = what
-        self.start = self.last = time.monotonic()
-        self.first: float | None = None
-        self.done = False
+        self.began = self.start = self.told = time.monotonic()
+        self.first = self.last = math.inf
 
     def __call__(self, done: float, total: float, said: str = "") -> None:
         now = time.monotonic()
-        self.first = done if self.first is None else self.first
-        again, self.done = self.done and done >= total, done >= total
-        if again or (not self.done and now - self.last < SECONDS_BETWEEN_LINES):
+        if done < self.last:  # a new stage, or a resumed run: the speed is counted from here
+            self.first, self.start = done, now
+        again, self.last = done == self.last, done
+        if (again and done >= total) or (done < total and now - self.told < SECONDS_BETWEEN_LINES):
             return
-        self.last = now
+        self.told = now
         passed, made = now - self.start, done - self.first
         left = f", {passed * (total - done) / made:.0f} s left" if made and done < total else ""
-        line = f"{self.what}: {done / max(total, 1):4.0%}, {passed:.0f} s{left}"
+        line = f"{self.what}: {done / max(total, 1):4.0%}, {now - self.began:.0f} s{left}"
         print(f"{line}  {said}".rstrip(), file=sys.stderr, flush=True)
 
 

@@ -20,7 +20,7 @@ def test_progress_in_a_log_is_a_line_now_and_then_and_the_last_one(
     out, err = capsys.readouterr()
     assert out == ""
     assert err.splitlines() == [
-        "work:  75%, 6 s, 6 s left  loss 1",
+        "work:  75%, 6 s, 5 s left  loss 1",
         "work: 100%, 10 s  loss 1",
     ]
 

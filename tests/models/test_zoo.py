@@ -87,13 +87,13 @@ TINY = {
     "mnist_fast": ((10, 7, 1), {"filters": (2, 3), "width": 4}),
     "lenet5": ((10, 7, 1), {"filters": (2, 3), "width": 4}),
     "lecture_cnn": ((18, 20, 1), {"filters": (2, 3, 4), "width": 4, "dropout": 0.5}),
-    "convnet48": ((8, 5, 1), {"blocks": 2, "filters": 2, "batch_norm": True, "dropout": 0.5}),
-    "densenet48": ((8, 5, 1), {"blocks": 2, "filters": 2, "batch_norm": True, "dropout": 0.5}),
+    "convnet48": ((8, 5, 1), {"blocks": 1, "filters": 2, "batch_norm": True, "dropout": 0.5}),
+    "densenet48": ((8, 5, 1), {"blocks": 1, "filters": 2, "batch_norm": True, "dropout": 0.5}),
     "preact_resnet18": ((6, 8, 3), {"stages": (1, 1), "width": 2}),
     "resnet18": ((6, 8, 3), {"stages": (1, 1), "width": 2}),
     "resnet34": ((16, 24, 3), {"stages": (1, 1), "width": 2, "stem": "imagenet"}),
     "resnet50": ((6, 8, 3), {"stages": (1, 1), "width": 2}),
-    "densenet_bc": ((6, 8, 3), {"blocks": (2, 1), "growth": 2, "dropout": 0.5}),
+    "densenet_bc": ((6, 8, 3), {"blocks": (1, 1), "growth": 2, "dropout": 0.5}),
     "densenet121": ((16, 24, 3), {"blocks": (1, 1), "growth": 2, "stem": "imagenet"}),
 }
 
