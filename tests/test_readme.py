@@ -12,7 +12,6 @@ def test_the_readmes_python_runs_as_written(tmp_path, monkeypatch, capsys):
     assert len(blocks) >= 4
     names: dict[str, object] = {}
     for block in blocks:
-        # One devices' batch: the examples' batch size is not a multiple of the suite's eight.
         exec(compile(block, str(README), "exec"), names)
     assert names["result"].last.step > 0
     assert "PGD x 5" in capsys.readouterr().out
