@@ -16,7 +16,7 @@ Hardware and time: sized for one GPU; not yet measured on one.
 
 Expected: within a few points of the published best checkpoint; 40 epochs are short of 200.
 
-Measured: nothing yet but that it runs.
+Measured: 20 steps of batch 8 take 2 minutes on 2 CPU cores, and the loss stays finite.
 """
 
 from __future__ import annotations
