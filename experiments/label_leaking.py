@@ -12,7 +12,7 @@ et al., ICLR 2018 (arXiv 1706.06083), table 5; Wong, Rice, Kolter, ICLR 2020 (ar
 
 Hardware and time: 2 CPU cores, 20 s per training (1,200 steps), 2 minutes for two seeds.
 
-Expected, for every seed: without a start FGSM accuracy exceeds PGD-40 accuracy by 50 points or
+Expected: for every seed, without a start FGSM accuracy exceeds PGD-40 accuracy by 50 points or
 more; with it, by less than 50.
 
 Measured, seeds 0, 1, 2, on 1,000 test images: without a start FGSM 70.2, 89.4, 81.4 and PGD 0.0,

@@ -18,6 +18,10 @@ parameters are evaluated.
 Hardware and time: 2 CPU cores, about 3 minutes of training (6,000 steps).
 
 Expected: clean >= 98.0 %, PGD-50 x 10 restarts >= 86 % on all 10,000 test images.
+
+Measured, last step: seed 0, all 10,000 test images, clean 99.00 and PGD-50 x 10 restarts 89.05
+[88.42, 89.65]; seed 1, 2,000 of them, clean 99.10 and 89.95 [88.55, 91.19]. The recipe to the
+letter on 500 of them: 62.8 with seed 1, 55.4 with seed 2.
 """
 
 from __future__ import annotations
