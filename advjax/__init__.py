@@ -26,9 +26,18 @@ if TYPE_CHECKING:
     )
     from advjax.balls import L0, L1, L2, Ball, Linf
     from advjax.data import Augment, Dataset, load
-    from advjax.evaluation import Evaluation, attack_accuracy, evaluate, robustness_curve
+    from advjax.evaluation import (
+        Accuracy,
+        Curve,
+        Evaluation,
+        attack_accuracy,
+        clopper_pearson,
+        evaluate,
+        robustness_curve,
+        wilson,
+    )
     from advjax.losses import cross_entropy, margin
-    from advjax.models import Classifier, PerExample, create
+    from advjax.models import Classifier, PerExample, create, init
     from advjax.training import Madry, Standard, Training, fit, load_classifier
     from advjax.types import (
         Apply,
@@ -81,8 +90,17 @@ _LAZY = {
         "static",
     ),
     "advjax.data": ("Augment", "Dataset", "load"),
-    "advjax.evaluation": ("Evaluation", "attack_accuracy", "evaluate", "robustness_curve"),
-    "advjax.models": ("Classifier", "PerExample", "create"),
+    "advjax.evaluation": (
+        "Accuracy",
+        "Curve",
+        "Evaluation",
+        "attack_accuracy",
+        "clopper_pearson",
+        "evaluate",
+        "robustness_curve",
+        "wilson",
+    ),
+    "advjax.models": ("Classifier", "PerExample", "create", "init"),
     "advjax.training": ("Madry", "Standard", "Training", "fit", "load_classifier"),
 }
 _HOME = {name: module for module, names in _LAZY.items() for name in names}
@@ -107,12 +125,14 @@ __all__ = [
     "L2",
     "MIM",
     "PGD",
+    "Accuracy",
     "Apply",
     "Attack",
     "Augment",
     "Aux",
     "Ball",
     "Classifier",
+    "Curve",
     "Dataset",
     "Evaluation",
     "Linf",
@@ -130,6 +150,7 @@ __all__ = [
     "as_model",
     "attack_accuracy",
     "auto_loop",
+    "clopper_pearson",
     "create",
     "cross_entropy",
     "device_loop",
@@ -137,6 +158,7 @@ __all__ = [
     "example_keys",
     "fit",
     "host_loop",
+    "init",
     "least_likely_target",
     "load",
     "load_classifier",
@@ -146,4 +168,5 @@ __all__ = [
     "replace",
     "robustness_curve",
     "static",
+    "wilson",
 ]

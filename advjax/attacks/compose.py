@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -96,7 +97,7 @@ class Restarts(_Wrapper):
     accuracy never rises with ``n``.
     """
 
-    attack: Attack
+    attack: Attack = dataclasses.field(kw_only=False)
     n: int = static(default=10)
 
     def check(self) -> None:
@@ -125,7 +126,7 @@ class Restarts(_Wrapper):
 class WorstOf(Attack):
     """The first of several attacks that succeeds, per example; the first one where none does."""
 
-    attacks: tuple[Attack, ...]
+    attacks: tuple[Attack, ...] = dataclasses.field(kw_only=False)
 
     def check(self) -> None:
         if not isinstance(self.attacks, tuple | list) or not self.attacks:
@@ -192,7 +193,7 @@ class Targeted(_Wrapper):
         instance ``random_target`` or ``least_likely_target``.
     """
 
-    attack: Attack
+    attack: Attack = dataclasses.field(kw_only=False)
     choose: ChooseTargets | None = static(default=None)
 
     def solve(self, key: Key, model: Any, x: Array, y: Array, *, record: bool) -> Record:
@@ -230,7 +231,7 @@ class EOT(_Wrapper):
     where more than half of the draws are. Memory grows with ``samples``: the draws are one batch.
     """
 
-    attack: Attack
+    attack: Attack = dataclasses.field(kw_only=False)
     samples: int = static(default=20)
 
     def check(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -92,7 +93,7 @@ class Madry:
       craft_train: see above.
     """
 
-    attack: Attack
+    attack: Attack = dataclasses.field(kw_only=False)
     clean_weight: ArrayLike | None = None
     label_smoothing: ArrayLike = 0.0
     eps_schedule: Callable[[Array], ArrayLike] | None = static(default=None)

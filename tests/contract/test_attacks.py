@@ -44,12 +44,12 @@ ATTACKS = {
     "pgd_l0": lambda: PGD(ball=BALLS["l0"], steps=5),
     "pgd_no_steps": lambda: PGD(ball=BALLS["linf"], steps=0),
     "mim_linf": lambda: MIM(ball=BALLS["linf"], steps=4),
-    "restarts": lambda: Restarts(attack=PGD(ball=BALLS["l2"], steps=5), n=3),
+    "restarts": lambda: Restarts(PGD(ball=BALLS["l2"], steps=5), n=3),
     "worst_of": lambda: WorstOf(attacks=(FGSM(ball=BALLS["linf"]), PGD(ball=Linf(0.1), steps=5))),
     "nested": lambda: WorstOf(
         attacks=(FGSM(ball=Linf(0.03)), Restarts(attack=PGD(ball=Linf(0.03), steps=5), n=2))
     ),
-    "targeted": lambda: Targeted(attack=PGD(ball=BALLS["linf"], steps=4), choose=random_target),
+    "targeted": lambda: Targeted(PGD(ball=BALLS["linf"], steps=4), choose=random_target),
 }
 TABLE = pytest.mark.parametrize("make", ATTACKS.values(), ids=ATTACKS.keys())
 
