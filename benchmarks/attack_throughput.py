@@ -6,7 +6,7 @@ machine's mood hits both; each number is the median over the rounds, compilation
 tried in both memory formats and its best counts; its parameters ask for no gradient, its ReLUs are
 in place, and the attacks are called through their bare loops.
 
-    pip install -e . torch foolbox && pip install --no-deps torchattacks
+    pip install torch==2.13.0 && pip install -e '.[peers]' && pip install --no-deps torchattacks
     python benchmarks/attack_throughput.py                         # every network, about 15 minutes
     python benchmarks/attack_throughput.py --nets mnist_madry --steps 10 --repeats 3
 """

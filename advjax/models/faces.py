@@ -38,8 +38,8 @@ class _Convolution(nn.Module):
 class ConvNet48(Network):
     """Blocks of 3x3 convolutions with a 2x2 pool after each, fc ``width``, fc ``classes``.
 
-    Without BatchNorm and with the ``glorot`` initialisation of its time it stays dead from 8
-    convolutions on, as the lecture found; ``he`` is the modern remedy.
+    The lecture's table has it dead from 8 convolutions on without BatchNorm (with, it seems, an
+    initialisation such as ``glorot``); ``he`` is the modern one.
 
     Attributes:
       blocks: how many blocks; each halves the image.
