@@ -183,7 +183,8 @@ class PGD(Iterative):
             forwards += 1
             _, judged = self._judge(state, model, state.x_adv, y, state.taken)
             state = self._keep_best(state, judged, state.taken)
-        x_adv = state.best if self.best else state.x_adv
+        # A start outside the box may be the best iterate, or the only one.
+        x_adv = jnp.clip(state.best if self.best else state.x_adv, *self.ball.bounds)
         if not record:
             unknown: Any = None
             return Record(x_adv=x_adv, **dict.fromkeys(_COSTLY, unknown))

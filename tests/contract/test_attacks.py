@@ -36,6 +36,7 @@ ATTACKS = {
     "fgsm_linf_free_start": lambda: FGSM(
         ball=BALLS["linf"], step_size=0.25, random_start=True, start_in_box=False
     ),
+    "pgd_linf_free_start": lambda: PGD(ball=Linf(0.7), steps=0, start_in_box=False),
     "bim_l2": lambda: BIM(ball=BALLS["l2"], steps=4),
     "pgd_linf": lambda: PGD(ball=BALLS["linf"], steps=5),
     "pgd_linf_last": lambda: PGD(ball=BALLS["linf"], steps=5, best=False),
