@@ -28,6 +28,13 @@ def concrete(value: object) -> np.ndarray | None:
     return np.asarray(value)
 
 
+def check_finite(attack: str, ball: Ball) -> None:
+    """Raises ValueError unless ``eps`` is a limit, which an attack with a fixed budget needs."""
+    eps = concrete(ball.eps)
+    if eps is not None and not np.isfinite(eps).all():
+        raise ValueError(f"{attack}: given {ball!r}; a finite eps is taken")
+
+
 def _per_example(value: ArrayLike, like: Array) -> Array:
     """A scalar or ``[B]`` value, shaped to broadcast over ``like [B, ...]``."""
     value = jnp.asarray(value, like.dtype)
@@ -62,14 +69,15 @@ class Ball(abc.ABC):
     """All perturbations within ``eps`` of zero, inside the box, on the mask.
 
     Attributes:
-      eps: radius, scalar or ``[B]``, in the units of the pixels.
+      eps: radius, scalar or ``[B]``, in the units of the pixels; by default infinite, no limit
+        but the box, for attacks that look for the smallest perturbation.
       lower: smallest pixel value, a number or one per channel. The box is structure, so that
         ``vmap`` with ``in_axes=0`` over a ball maps its eps alone.
       upper: largest pixel value, a number or one per channel.
       mask: which pixels may change (nonzero), broadcastable to the images; None for all of them.
     """
 
-    eps: ArrayLike = dataclasses.field(kw_only=False)
+    eps: ArrayLike = dataclasses.field(kw_only=False, default=np.inf)
     lower: float | tuple[float, ...] = static(default=0.0)
     upper: float | tuple[float, ...] = static(default=1.0)
     mask: ArrayLike | None = None
@@ -77,10 +85,8 @@ class Ball(abc.ABC):
     def check(self) -> None:
         name = type(self).__name__
         eps = concrete(self.eps)
-        if eps is not None and not (
-            eps.dtype.kind in "iuf" and eps.size and (eps >= 0).all() and np.isfinite(eps).all()
-        ):
-            raise ValueError(f"{name}: given eps={eps.tolist()}; finite numbers >= 0 are taken")
+        if eps is not None and not (eps.dtype.kind in "iuf" and eps.size and (eps >= 0).all()):
+            raise ValueError(f"{name}: given eps={eps.tolist()}; numbers >= 0 are taken")
         lower, upper = (np.asarray(bound, float) for bound in (self.lower, self.upper))
         if max(lower.ndim, upper.ndim) > 1 or not (lower < upper).all():
             raise ValueError(

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from advjax.attacks._cores import in_parts
+from advjax.attacks._rows import fitting_size, padded_rows, put_rows, take_rows
 from advjax.checks import (
     check_batch,
     is_traced,
@@ -26,6 +27,7 @@ from advjax.types import (
     as_model,
     is_stochastic,
     pytree,
+    replace,
 )
 
 Body = Callable[[Any, Any], Any]
@@ -110,7 +112,7 @@ LossFn = Callable[[Array, Array], Array]
 
 
 def judge(
-    loss: LossFn, targeted: bool, model: Any, x: Array, y: Array, keys: Key
+    loss: LossFn, targeted: bool, model: Any, x: Array, y: Array, keys: Any
 ) -> tuple[Array, Judgement]:
     """The sum over examples of the loss to raise, and the judgement per example.
 
@@ -126,6 +128,55 @@ def judge(
     return jnp.sum(losses), Judgement(
         loss=losses, success=success, probabilities=looks_like_probabilities(draws).all(axis=0)
     )
+
+
+def outcome(
+    attack: Any,
+    model: Any,
+    x: Array,
+    y: Array,
+    x_adv: Array,
+    keys: Key | None,
+    *,
+    record: bool,
+    loss: LossFn,
+    forwards: ArrayLike,
+    backwards: ArrayLike,
+    first_success: ArrayLike = -1,
+    zero_gradient: ArrayLike = 0,
+) -> Record:
+    """The record of an attack that ends at ``x_adv``, after one more, judging, forward pass.
+
+    Args:
+      attack: has ``ball`` and ``targeted``.
+      keys: ``[B]`` keys for a randomised model, not used before; may be None for another.
+      record: whether anything but ``x_adv`` is wanted.
+      loss: what the record's loss is.
+      forwards: spent so far, scalar or ``[B]``; likewise ``backwards`` and ``zero_gradient``.
+      first_success: scalar or ``[B]``; an example that the final judgement alone finds to succeed
+        gets its ``forwards``.
+    """
+    # A start outside the box may be the best iterate of an attack, or the only one.
+    x_adv = jnp.clip(x_adv, *attack.ball.bounds)
+    if not record:
+        unknown: Any = None
+        return Record(x_adv=x_adv, **dict.fromkeys(_COSTLY, unknown))
+    _, judged = judge(loss, attack.targeted, model, x_adv, y, keys)
+    count = lambda n: jnp.broadcast_to(jnp.asarray(n, jnp.int32), judged.success.shape)
+    late = judged.success & (count(first_success) < 0)
+    return Record(
+        x_adv=x_adv,
+        success=judged.success,
+        loss=judged.loss,
+        distance=attack.ball.size(x_adv - x),
+        forwards=count(forwards) + 1,
+        backwards=count(backwards),
+        first_success=jnp.where(late, count(forwards), count(first_success)),
+        zero_gradient=count(zero_gradient),
+    )
+
+
+_COSTLY = tuple(name for name in Record.__dataclass_fields__ if name != "x_adv")
 
 
 def host_loop(n: int, body: Body, state: Any) -> Any:
@@ -164,40 +215,98 @@ class Iterative(Attack):
     def finish(self, state: Any, model: Any, x: Array, y: Array, *, record: bool) -> Record:
         """What the attack returns."""
 
-    @abc.abstractmethod
-    def pieces(self) -> Iterative:
+    def pieces(self) -> Any:
         """The attack as ``init``, ``step`` and ``finish`` see it when the host drives them.
 
         Whatever only the loop needs may be left out, so that, say, another number of steps uses
         the same compiled pieces.
         """
+        return replace(self, loop=auto_loop)
 
-    @abc.abstractmethod
-    def doubts(self, state: Any) -> Array:
-        """``[B]`` bool: the model's outputs looked like probabilities at every step."""
+    def doubts(self, state: Any) -> Array | None:
+        """``[B]`` bool: the model's outputs looked like probabilities; None where not looked."""
+        del state
+        return None
+
+    def live(self, state: Any) -> Array | None:
+        """``[B]`` bool: the examples that another step may still change; None for all of them.
+
+        An attack that has it keeps every array of its state batch-first, or a scalar, and its
+        step leaves the others as they are: outside a trace the driver drops them from the batch.
+        """
+        del state
+        return None
 
     def solve(self, key: Key, model: Any, x: Array, y: Array, *, record: bool) -> Record:
         traced = is_traced(self, key, model, x, y)
-        on_cpu = jax.default_backend() == "cpu"
-        by_host = self.loop is host_loop or (self.loop is auto_loop and on_cpu)
-        if traced or not by_host:
+        own_loop = self.loop not in (auto_loop, host_loop)
+        if traced or own_loop:
             out, doubts = _whole(self, key, model, x, y, record)
         else:
+            by_host = self.loop is host_loop or jax.default_backend() == "cpu"
             pieces = self.pieces()
+            scalars = all(jnp.ndim(leaf) == 0 for leaf in jax.tree.leaves(self))
 
-            def drive(key: Key, x: Array, y: Array) -> tuple[Record, Array]:
-                body = lambda i, state: _step(pieces, i, state, model, x, y)
-                state = host_loop(self.steps, body, _init(pieces, key, model, x, y))
+            def drive(key: Key, x: Array, y: Array) -> tuple[Record, Array | None]:
+                state = _init(pieces, key, model, x, y)
+                state = _drive(pieces, self.steps, by_host, scalars, state, model, x, y)
                 return _finish(pieces, state, model, x, y, record)
 
-            if self.steps and all(jnp.ndim(leaf) == 0 for leaf in jax.tree.leaves(self)):
+            if self.steps and by_host and scalars:
                 what = (jax.tree.structure((pieces, model)), record)
                 out, doubts = in_parts(drive, what, key, x, y)
             else:  # a number per example or a mask belongs to the batch as it is
                 out, doubts = drive(key, x, y)
-        if not traced and self.steps:
+        if not traced and self.steps and doubts is not None:
             _warn_once(model, x, doubts)
         return out
+
+
+_CHECKS = 64  # how often, in a whole run, the driver looks who is still live
+
+
+def _drive(
+    pieces: Iterative,
+    steps: int,
+    by_host: bool,
+    compact: bool,
+    state: Any,
+    model: Any,
+    x: Array,
+    y: Array,
+) -> Any:
+    """The state after all steps; stops early, and drops finished examples, where it may."""
+
+    def advance(i: int, n: int, state: Any) -> Any:
+        if by_host:
+            body = lambda j, state: _step(pieces, np.int32(i + j), state, model, x, y)
+            return host_loop(n, body, state)
+        return _steps(pieces, np.int32(i), np.int32(i + n), state, model, x, y)
+
+    live = _live(pieces, state)
+    if live is None:
+        return advance(0, steps, state)
+    compact = compact and len(x.devices()) == 1
+    batch = x.shape[0]
+    whole, rows = state, np.arange(batch)  # rows of the whole that the state's first rows are
+    i = 0
+    while i < steps:
+        left = np.flatnonzero(np.asarray(_live(pieces, state))[: len(rows)])
+        if not len(left):
+            break
+        size = fitting_size(len(left), x.shape[0])
+        if compact and size < x.shape[0]:
+            whole = put_rows(whole, state, padded_rows(rows, x.shape[0], batch))
+            rows = rows[left]
+            picked = np.resize(left, size)  # padded by repeats
+            state, x, y = take_rows((state, x, y), picked)
+        # Often at first, when the easy examples fall.
+        n = min(max(i, 1), -(-steps // _CHECKS), steps - i)
+        state = advance(i, n, state)
+        i += n
+    return (
+        put_rows(whole, state, padded_rows(rows, x.shape[0], batch)) if len(rows) < batch else state
+    )
 
 
 # The compiled pieces are module-level, so that every attack object shares their caches.
@@ -212,17 +321,30 @@ def _step(attack: Iterative, i: Any, state: Any, model: Any, x: Array, y: Array)
     return attack.step(i, state, model, x, y)
 
 
+@jax.jit
+def _steps(
+    attack: Iterative, first: Any, end: Any, state: Any, model: Any, x: Array, y: Array
+) -> Any:
+    body = lambda i, state: attack.step(i, state, model, x, y)
+    return jax.lax.fori_loop(first, end, body, state)
+
+
+@jax.jit
+def _live(attack: Iterative, state: Any) -> Array | None:
+    return attack.live(state)
+
+
 @functools.partial(jax.jit, static_argnums=5)
 def _finish(
     attack: Iterative, state: Any, model: Any, x: Array, y: Array, record: bool
-) -> tuple[Record, Array]:
+) -> tuple[Record, Array | None]:
     return attack.finish(state, model, x, y, record=record), attack.doubts(state)
 
 
 @functools.partial(jax.jit, static_argnums=5)
 def _whole(
     attack: Iterative, key: Key, model: Any, x: Array, y: Array, record: bool
-) -> tuple[Record, Array]:
+) -> tuple[Record, Array | None]:
     body = lambda i, state: attack.step(i, state, model, x, y)
     loop = device_loop if attack.loop is host_loop else attack.loop
     state = loop(attack.steps, body, attack.init(key, model, x, y))

@@ -9,8 +9,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from advjax.attacks._iterate import Attack, Stage
+from advjax.attacks._rows import fitting_size, padded_rows, put_rows, take_rows
 from advjax.checks import is_traced
 from advjax.types import (
     Array,
@@ -38,19 +40,22 @@ def worse(old: Record, new: Record, by_loss: ArrayLike) -> Record:
 
     A success beats none; among equals the larger loss wins where ``by_loss`` says that the losses
     can be compared, else the older one. ``first_success`` is the first successful part's own.
+    Where losses cannot be compared, a success is final: nothing is spent on the example after it.
     """
     take = new.success & ~old.success
     take |= jnp.asarray(by_loss, bool) & (new.success == old.success) & (new.loss > old.loss)
     pick = lambda name: _choose(take, getattr(new, name), getattr(old, name))
+    over = old.success & ~jnp.asarray(by_loss, bool)
+    add = lambda name: getattr(old, name) + jnp.where(over, 0, getattr(new, name))
     return Record(
         x_adv=pick("x_adv"),
         success=old.success | new.success,
         loss=pick("loss"),
         distance=pick("distance"),
-        forwards=old.forwards + new.forwards,
-        backwards=old.backwards + new.backwards,
+        forwards=add("forwards"),
+        backwards=add("backwards"),
         first_success=jnp.where(old.first_success < 0, new.first_success, old.first_success),
-        zero_gradient=old.zero_gradient + new.zero_gradient,
+        zero_gradient=add("zero_gradient"),
     )
 
 
@@ -60,12 +65,32 @@ def _tag(part: int, inner: int | None) -> int:
 
 
 def _worst_stage(stages: tuple[Stage, ...], keys: Key, model: Any, x: Array, y: Array) -> Record:
-    """All stages in turn, as an evaluation runs them, so that both draw the same."""
+    """All stages in turn, as an evaluation runs them, so that both draw the same.
+
+    Outside a trace each stage gets only the examples that still stand, in a batch of the smallest
+    of a few fixed sizes.
+    """
     out = None
+    batch = x.shape[0]
+    whole = is_traced(stages, keys, model, x, y) or len(x.devices()) > 1
     for tag, attack in stages:
-        drawn = keys if tag is None else fold_in_each(keys, tag)
-        new = attack.solve(drawn, model, x, y, record=True)
-        out = new if out is None else worse(out, new, False)
+        scalars = all(jnp.ndim(leaf) == 0 for leaf in jax.tree.leaves(attack))
+        left = np.arange(batch)
+        if out is not None and not whole and scalars:
+            left = np.flatnonzero(~np.asarray(out.success))
+            if not len(left):
+                break
+        size = fitting_size(len(left), batch)
+        some = (keys, x, y) if size == batch else take_rows((keys, x, y), np.resize(left, size))
+        drawn = some[0] if tag is None else fold_in_each(some[0], tag)
+        new = attack.solve(drawn, model, *some[1:], record=True)
+        if out is None:
+            out = new
+        elif size == batch:
+            out = worse(out, new, False)
+        else:
+            rows = padded_rows(left, size, batch)
+            out = put_rows(out, worse(take_rows(out, np.resize(left, size)), new, False), rows)
     assert out is not None  # every attack has a stage
     return out
 

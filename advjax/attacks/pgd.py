@@ -7,8 +7,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from advjax.attacks._iterate import Iterative, Judgement, Loop, LossFn, auto_loop, judge
-from advjax.balls import Ball, concrete
+from advjax.attacks._iterate import Iterative, Judgement, Loop, LossFn, auto_loop, judge, outcome
+from advjax.balls import Ball, check_finite, concrete
 from advjax.losses import cross_entropy
 from advjax.types import (
     Array,
@@ -23,7 +23,6 @@ from advjax.types import (
     static,
 )
 
-_COSTLY = tuple(name for name in Record.__dataclass_fields__ if name != "x_adv")
 _START = 0  # what a key is folded with to draw the start; a draw of the model at step i uses i + 1
 
 
@@ -83,6 +82,7 @@ class PGD(Iterative):
     def check(self) -> None:
         if not isinstance(self.ball, Ball):
             raise TypeError(f"PGD: given ball={self.ball!r}; a ball such as Linf(eps) is taken")
+        check_finite("PGD", self.ball)
         if not isinstance(self.steps, int) or self.steps < 0:
             raise ValueError(f"PGD: given steps={self.steps!r}; an integer >= 0 is taken")
         if self.step_size is None:
@@ -183,22 +183,19 @@ class PGD(Iterative):
             forwards += 1
             _, judged = self._judge(state, model, state.x_adv, y, state.taken)
             state = self._keep_best(state, judged, state.taken)
-        # A start outside the box may be the best iterate, or the only one.
-        x_adv = jnp.clip(state.best if self.best else state.x_adv, *self.ball.bounds)
-        if not record:
-            unknown: Any = None
-            return Record(x_adv=x_adv, **dict.fromkeys(_COSTLY, unknown))
-        _, judged = self._judge(state, model, x_adv, y, state.taken + 1)
-        if not self.best:
-            state = self._keep_best(state, judged, state.taken)
-        spent = jnp.zeros_like(state.first_success)
-        return Record(
-            x_adv=x_adv,
-            success=judged.success,
-            loss=judged.loss,
-            distance=self.ball.size(x_adv - x),
-            forwards=spent + forwards + 1,
-            backwards=spent + state.taken,
+        x_adv = state.best if self.best else state.x_adv
+        keys: Any = None if state.keys is None else fold_in_each(state.keys, state.taken + 2)
+        return outcome(
+            self,
+            model,
+            x,
+            y,
+            x_adv,
+            keys,
+            record=record,
+            loss=self.loss,
+            forwards=forwards,
+            backwards=state.taken,
             first_success=state.first_success,
             zero_gradient=state.zero_gradient,
         )

@@ -56,6 +56,7 @@ def test_bad_input_is_refused_in_one_line(tiny, changed, error, message):
         (lambda: PGD(ball=Linf(0.1), steps=2.5), "given steps=2.5"),
         (lambda: PGD(ball=Linf(0.1), step_size=-1), "given step_size=-1"),
         (lambda: PGD(ball=0.1), "given ball=.*; a ball"),
+        (lambda: PGD(ball=L2()), "given L2\\(eps=inf.*; a finite eps"),
         (lambda: Restarts(attack=ATTACK, n=0), "given n=0"),
         (lambda: WorstOf(attacks=()), "a tuple of attacks"),
         (lambda: EOT(attack=ATTACK, samples=0), "given samples=0"),

@@ -195,9 +195,9 @@ def test_mask_and_channel_bounds_hold(ball):
 
 
 @TABLE
-@pytest.mark.parametrize("eps", [-0.1, float("nan"), float("inf"), [0.1, -1.0], []])
+@pytest.mark.parametrize("eps", [-0.1, float("nan"), [0.1, -1.0], []])
 def test_bad_eps_is_refused(ball, eps):
-    with pytest.raises(ValueError, match="finite numbers >= 0 are taken"):
+    with pytest.raises(ValueError, match="numbers >= 0 are taken"):
         replace(ball, eps=eps)
 
 

@@ -1,0 +1,60 @@
+"""What attacks that look for the smallest perturbation keep and return."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax.numpy as jnp
+
+from advjax.balls import Ball
+from advjax.types import Array, pytree
+
+
+def widen(value: Array, like: Array) -> Array:
+    """``[B]`` values, shaped to broadcast over ``like [B, ...]``."""
+    return value.reshape(value.shape + (1,) * (like.ndim - 1))
+
+
+@pytree
+class Closest:
+    """The nearest adversarial image found so far, per example.
+
+    Attributes:
+      image: ``[B, ...]``; the clean image until one is found.
+      distance: ``[B]``, infinite until one is found.
+      first_success: ``[B]`` int32, the iteration that found the first one; -1 until then.
+    """
+
+    image: Array
+    distance: Array
+    first_success: Array
+
+    @classmethod
+    def start(cls, x: Array) -> Closest:
+        """Nothing found yet."""
+        row = x[(slice(None),) + (0,) * (x.ndim - 1)]  # its sharding is the batch's
+        return cls(
+            image=x,
+            distance=jnp.full_like(row, jnp.inf),
+            first_success=jnp.full_like(row, -1, dtype=jnp.int32),
+        )
+
+    @property
+    def found(self) -> Array:
+        """``[B]`` bool."""
+        return jnp.isfinite(self.distance)
+
+    def keep(self, image: Array, success: Array, distance: Array, i: Any) -> Closest:
+        """With the images of iteration i where they are adversarial and nearer."""
+        nearer = success & (distance < self.distance)
+        first = jnp.where((self.first_success < 0) & success, i, self.first_success)
+        return Closest(
+            image=jnp.where(widen(nearer, image), image, self.image),
+            distance=jnp.where(nearer, distance, self.distance),
+            first_success=first.astype(jnp.int32),
+        )
+
+    def within(self, ball: Ball, x: Array) -> Array:
+        """The images ``[B, ...]``; those farther than ``eps`` are pulled back to it."""
+        pulled = ball.apply(x, self.image - x)
+        return jnp.where(widen(self.distance <= ball.eps, x), self.image, pulled)

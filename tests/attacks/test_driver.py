@@ -1,0 +1,131 @@
+"""The driver drops finished examples from the batch; nobody's result may feel it."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from advjax import L2, Linf, Restarts, WorstOf, device_loop, host_loop, margin, pytree, static
+from advjax.attacks import _iterate
+from advjax.attacks._closest import widen
+from advjax.attacks._iterate import Iterative, auto_loop, judge, outcome
+from advjax.types import Array, example_keys, fold_in_each, replace
+
+
+@pytree
+class State:
+    x_adv: Array
+    fooled: Array
+    spent: Array
+
+
+@pytree
+class Walk(Iterative):
+    """Small random-length steps along the gradient's sign, until the model errs."""
+
+    ball: Any = Linf(1.0)
+    steps: int = static(default=40)
+    loop: Any = static(default=auto_loop)
+    targeted = False
+
+    @property
+    def bounds(self):
+        return self.ball.bounds
+
+    def init(self, key, model, x, y):
+        keys = example_keys(key, x.shape[0])
+        length = jax.vmap(lambda k: jax.random.uniform(k, (), minval=0.002, maxval=0.02))(keys)
+        _, judged = judge(margin, False, model, x, y, None)
+        return State(x_adv=x, fooled=judged.success, spent=jnp.ones_like(y)), length
+
+    def step(self, i, state, model, x, y):
+        state, length = state
+        f = lambda x_adv: judge(margin, False, model, x_adv, y, None)
+        grad, judged = jax.grad(f, has_aux=True)(state.x_adv)
+        done = state.fooled | judged.success
+        moved = jnp.clip(state.x_adv + widen(length, x) * jnp.sign(grad), 0, 1)
+        return State(
+            x_adv=jnp.where(widen(done, x), state.x_adv, moved),
+            fooled=done,
+            spent=state.spent + ~state.fooled,
+        ), length
+
+    def live(self, state):
+        return ~state[0].fooled
+
+    def finish(self, state, model, x, y, *, record):
+        state = state[0]
+        return outcome(
+            self,
+            model,
+            x,
+            y,
+            state.x_adv,
+            None,
+            record=record,
+            loss=margin,
+            forwards=state.spent,
+            backwards=state.spent - 1,
+        )
+
+    def aimed(self):
+        raise NotImplementedError
+
+    def scaled(self, factor):
+        return replace(self, ball=self.ball.scaled(factor))
+
+
+@pytest.fixture
+def batch(tiny):
+    """(model, images [37, ...], labels): margins of all sizes, so examples finish one by one."""
+    model, _, _, _ = tiny
+    rng = np.random.default_rng(1)
+    x = jnp.asarray(rng.uniform(0.1, 0.9, (37, 4, 3, 2)), jnp.float32)
+    return model, x, jnp.argmax(model(x), axis=1).astype(jnp.int32)
+
+
+def test_dropping_the_finished_changes_no_result(batch, key):
+    model, x, y = batch
+    found = Walk().run(key, model, x, y)
+    spread = np.unique(np.asarray(found.forwards))
+    assert len(spread) > 5 and found.success.mean() > 0.5  # or the test shows nothing
+    for loop in (host_loop, device_loop):
+        other = replace(Walk(), loop=loop).run(key, model, x, y)
+        np.testing.assert_allclose(found.x_adv, other.x_adv, atol=1e-6)
+        np.testing.assert_array_equal(found.forwards, other.forwards)
+    keys = example_keys(key, 37)
+    for i in (0, 20, 36):
+        alone = Walk().run(keys[i : i + 1], model, x[i : i + 1], y[i : i + 1])
+        np.testing.assert_allclose(found.x_adv[i], alone.x_adv[0], atol=1e-6)
+        assert found.forwards[i] == alone.forwards[0]
+
+
+def test_the_batch_shrinks_and_the_loop_ends_early(batch, key, monkeypatch):
+    model, x, y = batch
+    sizes = []
+    step = _iterate._step
+    monkeypatch.setattr(_iterate, "_step", lambda *a: sizes.append(a[4].shape[0]) or step(*a))
+    easy = np.flatnonzero(np.asarray(Walk().run(key, model, x, y).forwards) < 20)
+    sizes.clear()
+    keys = example_keys(key, 37)[easy]
+    Walk(steps=1000).run(keys, model, x[easy], y[easy])
+    assert len(sizes) < 100  # of 1,000
+    assert sizes[0] == len(easy) and sizes[-1] <= len(easy) // 2 + 1
+    assert sorted(sizes, reverse=True) == sizes
+
+
+def test_a_cascade_spends_nothing_on_the_fallen(batch, key):
+    """Stages outside a trace run on those who stand; the ledger says the same as inside one."""
+    model, x, y = batch
+    attack = WorstOf((Walk(steps=5), Restarts(Walk(steps=8), n=2), Walk(ball=L2(), steps=60)))
+    found = attack.run(key, model, x, y)
+    jitted = jax.jit(lambda key, x, y: attack.run(key, model, x, y))(key, x, y)
+    np.testing.assert_array_equal(found.success, jitted.success)
+    np.testing.assert_array_equal(found.forwards, jitted.forwards)
+    np.testing.assert_array_equal(found.backwards, jitted.backwards)
+    np.testing.assert_allclose(found.x_adv, jitted.x_adv, atol=1e-6)
+    first = Walk(steps=5).run(fold_in_each(example_keys(key, 37), 0), model, x, y)
+    assert first.success.any() and not first.success.all()
+    np.testing.assert_array_equal(found.forwards[first.success], first.forwards[first.success])
