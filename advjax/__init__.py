@@ -37,7 +37,14 @@ if TYPE_CHECKING:
         wilson,
     )
     from advjax.losses import cross_entropy, margin
-    from advjax.models import Classifier, PerExample, create, init
+    from advjax.models import (
+        Classifier,
+        PerExample,
+        create,
+        from_torch,
+        init,
+        load_torch,
+    )
     from advjax.training import Madry, Standard, Training, fit, load_classifier
     from advjax.types import (
         Apply,
@@ -100,7 +107,14 @@ _LAZY = {
         "robustness_curve",
         "wilson",
     ),
-    "advjax.models": ("Classifier", "PerExample", "create", "init"),
+    "advjax.models": (
+        "Classifier",
+        "PerExample",
+        "create",
+        "from_torch",
+        "init",
+        "load_torch",
+    ),
     "advjax.training": ("Madry", "Standard", "Training", "fit", "load_classifier"),
 }
 _HOME = {name: module for module, names in _LAZY.items() for name in names}
@@ -157,11 +171,13 @@ __all__ = [
     "evaluate",
     "example_keys",
     "fit",
+    "from_torch",
     "host_loop",
     "init",
     "least_likely_target",
     "load",
     "load_classifier",
+    "load_torch",
     "margin",
     "pytree",
     "random_target",

@@ -5,6 +5,10 @@ from advjax.models.conv import conv_general_dilated
 from advjax.models.layers import Dropout
 from advjax.models.pooling import avg_pool, max_pool
 from advjax.models.registry import create, describe, names
+from advjax.models.torch_weights import (
+    from_torch,
+    load_torch,
+)
 
 __all__ = [
     "Classifier",
@@ -14,7 +18,9 @@ __all__ = [
     "conv_general_dilated",
     "create",
     "describe",
+    "from_torch",
     "init",
+    "load_torch",
     "max_pool",
     "names",
 ]
