@@ -1,0 +1,400 @@
+"""Auto-PGD: projected gradient descent that sets its own step size."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from advjax.attacks._closest import widen
+from advjax.attacks._iterate import Iterative, Judgement, Loop, LossFn, auto_loop, judge, outcome
+from advjax.attacks._sparse import changed, signs_of_largest
+from advjax.balls import L1, L2, Ball, Linf, check_finite, concrete
+from advjax.losses import cross_entropy, targeted_dlr
+from advjax.types import (
+    Array,
+    ArrayLike,
+    Key,
+    Record,
+    example_keys,
+    fold_in_each,
+    is_stochastic,
+    pytree,
+    replace,
+    static,
+)
+
+# What a key is folded with for the start and for a randomised model's answers; _STEP + i at step i.
+_START, _CLEAN, _LAST, _RESULT, _STEP = range(5)
+
+_NEW_SHARE = 0.75  # how much of the new step goes in; the rest is momentum
+_SHORTER = 1.5  # L1: divides the step size, and the best's pixels into those that a step moves
+_SHORTEST = 0.1  # L1: smallest step size, in eps
+_FIRST = 5.0  # L1: divides all pixels into those that the first steps move
+_SPARSER = 0.95  # L1: a best with less than this share of the pixels before is progress
+
+
+@pytree
+class _State:
+    """Between two steps. ``best`` is by loss, until an adversarial image ends the search."""
+
+    total: Array  # steps that the schedule is for
+    window: Array  # length of the current window between checkpoints
+    checkpoint: Array  # the step that closes it
+    keys: Any  # [B] keys for a randomised model, else None
+    target: Any  # [B] classes to reach where there is a rank, else None
+    live: Array
+    x_adv: Array
+    before: Any  # [B, ...] the iterate before, where there is momentum, else None
+    best: Array
+    best_grad: Array
+    best_loss: Array
+    found: Any  # best by success, then loss, where the search goes on after a success, else None
+    found_loss: Any
+    success: Array
+    step_size: Array  # in eps
+    loss: Array  # of the iterate before
+    rises: Array  # steps of this window that raised the loss
+    loss_then: Array  # best loss at the last checkpoint
+    shortened: Array  # whether the last checkpoint shortened the step
+    pixels: Any  # L1: how many pixels the best perturbation had at the last checkpoint
+    moved: Any  # L1: how many pixels a step moves
+    forwards: Array
+    backwards: Array
+    first_success: Array
+    zero_gradient: Array
+    probabilities: Array
+
+
+@pytree
+class APGD(Iterative):
+    """Auto-PGD (Croce & Hein 2020, algorithm 1) in L-inf and L2, and its L1 form (2021).
+
+    Steps of ``2 eps`` with momentum. At checkpoints, ever closer together, an example whose loss
+    rose in too few of the window's steps, or whose best loss stood still, returns to its best
+    iterate with half the step. In L1 (Croce & Hein 2021, algorithm 1) a step moves the pixels
+    with the largest gradients, 2/3 as many as the best perturbation has, and a checkpoint divides
+    the step by 1.5, or resets it where the best became sparser. Unlike the authors' code, the
+    first rise is judged against the start (theirs: against zero, which every cross-entropy is
+    above), and L2 projects on ball and box at once (theirs: in turn).
+
+    Attributes:
+      ball: the perturbations allowed, ``Linf``, ``L2`` or ``L1``.
+      steps: number of steps, each one forward and one backward pass.
+      loss: per-example loss ``(logits, y) -> [B]`` to raise, such as ``cross_entropy`` or ``dlr``;
+        a named function, not a fresh lambda.
+      rank: raise ``targeted_dlr`` instead, towards the class with the rank-th largest logit of the
+        clean image, the label left out: 1 is the runner-up. Success is any class but the label.
+        Where no class has that rank nothing is done. None for ``loss``.
+      rho: a step is too long where the loss rose in at most this share of the window, 0 to 1.
+      until_success: leave an example alone once it is adversarial, be it the clean image, and
+        return that image; else go on and return the adversarial image with the largest loss.
+      shrink: in L1, 30 % of the steps in a ball three times as large, 30 % in one twice as large,
+        and the rest in the ball itself, where alone images count. The last step of the first two
+        parts is the projection of their best on the next ball.
+      targeted: labels are targets and the loss is lowered; see ``Targeted``.
+      horizon: the number of steps as data, set for the compiled pieces; leave it None.
+      loop: who iterates; ``auto_loop``, ``host_loop``, ``device_loop`` or your own.
+    """
+
+    ball: Ball
+    steps: int = static(default=100)
+    loss: LossFn = static(default=cross_entropy)
+    rank: ArrayLike = None
+    rho: float = static(default=0.75)
+    until_success: bool = static(default=True)
+    shrink: bool = static(default=False)
+    targeted: bool = static(default=False)
+    horizon: ArrayLike = None
+    loop: Loop = static(default=auto_loop)
+
+    def check(self) -> None:
+        if not isinstance(self.ball, Linf | L2 | L1):
+            raise TypeError(f"APGD: given ball={self.ball!r}; Linf, L2 or L1 is taken")
+        check_finite("APGD", self.ball)
+        if not isinstance(self.steps, int) or self.steps < 0:
+            raise ValueError(f"APGD: given steps={self.steps!r}; an integer >= 0 is taken")
+        if not 0 <= self.rho <= 1:
+            raise ValueError(f"APGD: given rho={self.rho!r}; 0 to 1 is taken")
+        if self.shrink and not isinstance(self.ball, L1):
+            raise ValueError(f"APGD: given shrink=True with {self.ball!r}; an L1 ball is taken")
+        rank = concrete(self.rank)
+        if rank is not None and not ((rank >= 1) & (rank == np.round(rank))).all():
+            raise ValueError(f"APGD: given rank={rank.tolist()}; integers >= 1 are taken")
+        if self.rank is not None and self.targeted:
+            raise ValueError("APGD: given a rank and targeted=True; one of the two is taken")
+
+    @property
+    def bounds(self) -> tuple[ArrayLike, ArrayLike]:
+        return self.ball.bounds
+
+    def check_fits(self, x: Array) -> None:
+        for name, value in (("eps", self.ball.eps), ("rank", self.rank)):
+            if value is not None and jnp.shape(value) not in ((), (x.shape[0],)):
+                raise ValueError(
+                    f"{name}: given shape {jnp.shape(value)}; a scalar or [{x.shape[0]}], "
+                    "one per image, is taken"
+                )
+
+    def init(self, key: Key, model: Any, x: Array, y: Array) -> _State:
+        keys = example_keys(key, x.shape[0])
+        sparse = isinstance(self.ball, L1)
+        total = jnp.asarray(self.steps if self.horizon is None else self.horizon, jnp.int32)
+        zero = jnp.zeros_like(x[(slice(None),) + (0,) * (x.ndim - 1)])  # with the batch's sharding
+        count, never = zero.astype(jnp.int32), zero > 0
+        looks = self.until_success or self.rank is not None
+        nothing = None, ~never, never
+        target, live, fooled = self._look(keys, model, x, y) if looks else nothing
+        start = self._start(keys, x, total)
+        window = self._window(total, 0)
+        pixels = moved = None
+        if sparse:
+            pixels = changed(start - x) if self.shrink else self.ball._free(x)
+            moved = _fewer(pixels, _SHORTER if self.shrink else _FIRST)
+        return _State(
+            total=total,
+            window=window,
+            checkpoint=window,
+            keys=keys if is_stochastic(model) else None,
+            target=target,
+            live=live,
+            x_adv=start,
+            before=None if sparse else start,
+            best=x,
+            best_grad=jnp.zeros_like(x),
+            best_loss=zero - jnp.inf,
+            found=None if self.until_success else x,
+            found_loss=None if self.until_success else zero - jnp.inf,
+            success=fooled,
+            step_size=zero + (1 if sparse else 2),
+            loss=zero + jnp.inf,
+            rises=count,
+            loss_then=zero - jnp.inf,
+            shortened=~never,
+            pixels=pixels,
+            moved=moved,
+            forwards=count + looks,
+            backwards=count,
+            first_success=fooled.astype(jnp.int32) - 1,
+            zero_gradient=count,
+            probabilities=~never,
+        )
+
+    def _look(self, keys: Key, model: Any, x: Array, y: Array) -> tuple[Any, Array, Array]:
+        """From the clean images: the rank's classes, who is to be attacked, who is fooled."""
+        draws = model(x, key=fold_in_each(keys, _CLEAN)) if is_stochastic(model) else model(x)
+        draws = draws.reshape((-1, *draws.shape[-2:]))
+        classes, target, live = draws.shape[-1], None, y >= 0
+        if self.rank is not None:
+            is_label = jax.nn.one_hot(y, classes, dtype=bool)
+            order = jnp.argsort(jnp.where(is_label, jnp.inf, -draws.mean(axis=0)), stable=True)
+            rank = jnp.broadcast_to(jnp.asarray(self.rank, jnp.int32), y.shape)
+            place = jnp.minimum(rank, classes - 1)[:, None] - 1
+            target = jnp.take_along_axis(order, place, axis=-1)[:, 0].astype(y.dtype)
+            live = rank < classes
+        reached = jnp.argmax(draws, axis=-1) == y
+        fooled = jnp.mean(reached if self.targeted else ~reached, axis=0, dtype=x.dtype) > 0.5
+        fooled &= self.until_success
+        return target, live & ~fooled, fooled
+
+    def _start(self, keys: Key, x: Array, total: Array) -> Array:
+        """A random image at distance eps, cut to the box."""
+        shape, cube = x.shape[1:], isinstance(self.ball, Linf)
+        uniform = lambda key: jax.random.uniform(key, shape, x.dtype, -1, 1)
+        normal = lambda key: jax.random.normal(key, shape, x.dtype)
+        drawn = jax.vmap(uniform if cube else normal)(fold_in_each(keys, _START))
+        noise = self.ball._masked(drawn)
+        if isinstance(self.ball, L1):
+            return self._ball(total, 0).apply(x, noise)
+        size = self.ball.size(noise)
+        scale = jnp.asarray(self.ball.eps, x.dtype) / jnp.where(size > 0, size, 1)
+        return jnp.clip(x + widen(scale, x) * noise, *self.ball.bounds)
+
+    def _part(self, total: Array, i: Any) -> Array:
+        """Which of the three parts of a shrinking run step i belongs to; 2 without parts."""
+        if not self.shrink:
+            return jnp.asarray(2)
+        third = total * 3 // 10
+        return jnp.asarray(i >= third, jnp.int32) + (i >= 2 * third)
+
+    def _ball(self, total: Array, i: Any) -> Ball:
+        return self.ball.scaled(3.0 - self._part(total, i)) if self.shrink else self.ball
+
+    def _window(self, total: Array, i: Any) -> Array:
+        """The length of the first window of the run, in L1 of all windows of step i's part."""
+        if not isinstance(self.ball, L1):
+            return jnp.maximum(total * 22 // 100, 1)
+        if self.shrink:
+            third = total * 3 // 10
+            total = jnp.where(self._part(total, i) == 2, total - 2 * third, third)
+        return jnp.maximum(total * 4 // 100, 1)
+
+    def _judge(
+        self, state: _State, model: Any, x: Array, y: Array, draw: Any
+    ) -> tuple[Array, Judgement]:
+        keys: Any = None if state.keys is None else fold_in_each(state.keys, draw)
+        return judge(self._loss(state), self.targeted, model, x, y, keys)
+
+    def _loss(self, state: _State) -> LossFn:
+        towards = lambda logits, y: targeted_dlr(logits, y, state.target)
+        return self.loss if self.rank is None else towards
+
+    def step(self, i: Array, state: _State, model: Any, x: Array, y: Array) -> _State:
+        value_and_grad = jax.value_and_grad(
+            lambda x_adv: self._judge(state, model, x_adv, y, _STEP + i), has_aux=True
+        )
+        (_, judged), grad = value_and_grad(state.x_adv)
+        grad = jnp.where(jnp.isfinite(grad), grad, 0)
+        lost = jnp.all(grad == 0, axis=tuple(range(1, x.ndim)))
+        state = replace(
+            self._keep(state, judged, grad, i),
+            backwards=state.backwards + state.live,
+            zero_gradient=state.zero_gradient + (state.live & lost),
+            probabilities=state.probabilities & judged.probabilities,
+        )
+        check, move = self._check_rises, self._move_all
+        if isinstance(self.ball, L1):
+            check, move = self._check_sparsity, self._move_few
+        state, back = check(state, i, x)
+        grad = jnp.where(widen(back, x), state.best_grad, grad)
+        x_adv = jnp.where(widen(back, x), state.best, state.x_adv)
+        return move(i, replace(state, x_adv=x_adv), grad, x)
+
+    def _keep(self, state: _State, judged: Judgement, grad: Any, i: Any) -> _State:
+        """The state after iterate i has been judged.
+
+        Nothing that is returned of an example changes once it is not live; its iterates go on.
+        """
+        loss, counts = judged.loss, self._part(state.total, i) == 2
+        hit = state.live & judged.success & counts
+        take = state.live & (loss > state.best_loss)
+        if self.until_success:
+            take |= hit
+        else:
+            beats = (judged.success & ~state.success) | (
+                (judged.success == state.success) & (loss > state.found_loss)
+            )
+            beats &= state.live & counts
+            state = replace(
+                state,
+                found=jnp.where(widen(beats, state.x_adv), state.x_adv, state.found),
+                found_loss=jnp.where(beats, loss, state.found_loss),
+            )
+        wide, first = widen(take, state.best), hit & (state.first_success < 0)
+        return replace(
+            state,
+            live=state.live & ~hit if self.until_success else state.live,
+            best=jnp.where(wide, state.x_adv, state.best),
+            best_grad=state.best_grad if grad is None else jnp.where(wide, grad, state.best_grad),
+            best_loss=jnp.where(take, loss, state.best_loss),
+            success=state.success | hit,
+            first_success=jnp.where(first, state.backwards, state.first_success),
+            forwards=state.forwards + state.live,
+            rises=state.rises + (loss > state.loss),
+            loss=loss,
+        )
+
+    def _check_rises(self, state: _State, i: Array, x: Array) -> tuple[_State, Array]:
+        """At a checkpoint halves too long steps; returns who goes back to the best."""
+        del x
+        due = i == state.checkpoint
+        long = state.rises <= self.rho * state.window
+        long |= ~state.shortened & (state.loss_then >= state.best_loss)
+        total = state.total
+        less, least = jnp.maximum(total * 3 // 100, 1), jnp.maximum(total * 6 // 100, 1)
+        window = jnp.where(due, jnp.maximum(state.window - less, least), state.window)
+        state = replace(
+            state,
+            window=window,
+            checkpoint=jnp.where(due, i + window, state.checkpoint),
+            step_size=jnp.where(due & long, state.step_size / 2, state.step_size),
+            rises=jnp.where(due, 0, state.rises),
+            loss_then=jnp.where(due, state.best_loss, state.loss_then),
+            shortened=jnp.where(due, long, state.shortened),
+        )
+        return state, due & long
+
+    def _move_all(self, i: Array, state: _State, grad: Array, x: Array) -> _State:
+        x_adv = state.x_adv
+        step_size = widen(jnp.asarray(self.ball.eps, x.dtype) * state.step_size, x)
+        end = self.ball.apply(x, x_adv + step_size * self.ball.steepest(grad, x_adv) - x)
+        share = jnp.where(i > 0, _NEW_SHARE, 1.0).astype(x.dtype)
+        moved = x_adv + share * (end - x_adv) + (1 - share) * (x_adv - state.before)
+        return replace(state, x_adv=self.ball.apply(x, moved - x), before=x_adv)
+
+    def _check_sparsity(self, state: _State, i: Array, x: Array) -> tuple[_State, Array]:
+        """At a checkpoint of L1 sets the step; returns who goes back to the best."""
+        due = i == state.checkpoint
+        pixels = changed(state.best - x)
+        sparser = pixels < _SPARSER * state.pixels
+        shorter = jnp.maximum(state.step_size / _SHORTER, _SHORTEST)
+        state = replace(
+            state,
+            checkpoint=jnp.where(due, i + state.window, state.checkpoint),
+            step_size=jnp.where(due, jnp.where(sparser, 1, shorter), state.step_size),
+            pixels=jnp.where(due, pixels, state.pixels),
+            moved=jnp.where(due, _fewer(pixels, _SHORTER), state.moved),
+        )
+        return state, due & sparser
+
+    def _move_few(self, i: Array, state: _State, grad: Array, x: Array) -> _State:
+        ball = self._ball(state.total, i + 1)
+        step_size = widen(jnp.asarray(ball.eps, x.dtype) * state.step_size, x)
+        aim = state.x_adv + step_size * signs_of_largest(self.ball._masked(grad), state.moved)
+        if not self.shrink:
+            return replace(state, x_adv=ball.apply(x, aim - x))
+        total = state.total
+        turn = self._part(total, i) != self._part(total, i + 1)
+        state = replace(state, x_adv=ball.apply(x, jnp.where(turn, state.best, aim) - x))
+        window = self._window(total, i + 1)
+        fresh = turn & state.live
+        pixels = changed(state.x_adv - x)
+        return replace(
+            state,
+            window=window,
+            checkpoint=jnp.where(turn, i + 1 + window, state.checkpoint),
+            best=jnp.where(widen(fresh, x), state.x_adv, state.best),
+            best_loss=jnp.where(fresh, -jnp.inf, state.best_loss),
+            step_size=jnp.where(turn, 1, state.step_size),
+            pixels=jnp.where(turn, pixels, state.pixels),
+            moved=jnp.where(turn, _fewer(pixels, _SHORTER), state.moved),
+        )
+
+    def finish(self, state: _State, model: Any, x: Array, y: Array, *, record: bool) -> Record:
+        _, judged = self._judge(state, model, state.x_adv, y, _LAST)
+        state = self._keep(state, judged, None, state.total)
+        return outcome(
+            self,
+            model,
+            x,
+            y,
+            state.best if self.until_success else state.found,
+            None if state.keys is None else fold_in_each(state.keys, _RESULT),
+            record=record,
+            loss=self._loss(state),
+            forwards=state.forwards,
+            backwards=state.backwards,
+            first_success=state.first_success,
+            zero_gradient=state.zero_gradient,
+        )
+
+    def doubts(self, state: _State) -> Array:
+        return state.probabilities
+
+    def live(self, state: _State) -> Array:
+        return state.live
+
+    def pieces(self) -> APGD:
+        return replace(self, steps=0, horizon=self.steps, loop=auto_loop)
+
+    def aimed(self) -> APGD:
+        return replace(self, targeted=True)
+
+    def scaled(self, factor: ArrayLike) -> APGD:
+        return replace(self, ball=self.ball.scaled(factor))
+
+
+def _fewer(pixels: Array, divisor: float) -> Array:
+    return jnp.maximum(jnp.ceil(pixels / divisor), 1)
