@@ -1,0 +1,388 @@
+"""Square: random search with square windows, from scores alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from advjax.attacks._closest import widen
+from advjax.attacks._iterate import Iterative, Loop, auto_loop, judge, outcome
+from advjax.balls import L1, L2, Ball, Linf, check_finite, concrete
+from advjax.losses import margin
+from advjax.types import (
+    Array,
+    ArrayLike,
+    Key,
+    Record,
+    example_keys,
+    fold_in_each,
+    is_stochastic,
+    pytree,
+    replace,
+    static,
+)
+
+# The windows' share of the image halves after each of these steps, of 10,000.
+HALVINGS = np.array([10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000])
+
+# What a key is folded with to draw the start, and for the model's draws then and at the end; step
+# i uses 2 i + 2 and 2 i + 3.
+_START, _FIRST, _FINAL = 0, 1, 2**32 - 2
+
+_THINNING = 16  # passes of the L1 form's search
+
+
+@pytree
+class _State:
+    """Between two steps: the best image so far, how good it is, and the tallies."""
+
+    keys: Any  # [B]
+    best: Array
+    loss: Array
+    success: Array
+    forwards: Array
+    first_success: Array
+    probabilities: Array
+
+
+@pytree
+class Square(Iterative):
+    """Square attack (Andriushchenko et al. 2020, algorithms 1 to 3), in L-inf, L2 or L1.
+
+    Every step proposes one change in a random square window, which shrinks over time, and keeps it
+    where the margin falls: it asks the model for scores, never for gradients. The perturbation
+    always uses the whole budget. In L-inf a window becomes ``x + eps`` or ``x - eps`` per channel,
+    and one that would change nothing takes the other signs. In L2 and L1 two opposite bumps are
+    added to the window, paid with what a second window loses; the L1 form is AutoAttack's. An
+    example stops at its first success; its windows are its own.
+
+    Attributes:
+      ball: a finite ``Linf``, ``L2`` or ``L1``; images must be ``[B, H, W, C]``.
+      steps: most proposals, at least 0; the start is one query more.
+      p_init: share of the image that the first windows cover, 0 to 1.
+      rescale_schedule: stretch the schedule of the windows' share, made for 10,000 steps, to
+        ``steps``. AutoAttack does not.
+      targeted: labels are targets and the target's margin is raised.
+      loop: who iterates.
+    """
+
+    ball: Ball
+    steps: int = static(default=5000)
+    p_init: ArrayLike = 0.8
+    rescale_schedule: bool = static(default=False)
+    targeted: bool = static(default=False)
+    loop: Loop = static(default=auto_loop)
+
+    def check(self) -> None:
+        if not isinstance(self.ball, Linf | L2 | L1):
+            raise TypeError(f"Square: given ball={self.ball!r}; Linf, L2 or L1 is taken")
+        check_finite("Square", self.ball)
+        if not isinstance(self.steps, int) or self.steps < 0:
+            raise ValueError(f"Square: given steps={self.steps!r}; an integer >= 0 is taken")
+        share = concrete(self.p_init)
+        if share is not None and not ((share > 0) & (share <= 1)).all():
+            raise ValueError(f"Square: given p_init={share.tolist()}; a number in (0, 1] is taken")
+
+    @property
+    def bounds(self) -> tuple[ArrayLike, ArrayLike]:
+        return self.ball.bounds
+
+    def check_fits(self, x: Array) -> None:
+        if x.ndim != 4:
+            raise ValueError(f"Square: given images of shape {x.shape}; [B, H, W, C] is taken")
+        if jnp.shape(self.ball.eps) not in ((), (x.shape[0],)):
+            raise ValueError(
+                f"eps: given shape {jnp.shape(self.ball.eps)}; a scalar or [{x.shape[0]}], "
+                "one per image, is taken"
+            )
+
+    def share(self, i: ArrayLike) -> Array:
+        """The share of the image that step i's window covers."""
+        step = jnp.asarray(i, jnp.int32)
+        if self.rescale_schedule:  # floor(10,000 i / steps), without overflow
+            most = max(self.steps, 1)
+            step = step * 100 // most * 100 + step * 100 % most * 100 // most
+        halvings = jnp.sum(step > HALVINGS)
+        return jnp.asarray(self.p_init) * jnp.exp2(-halvings.astype(jnp.float32))
+
+    def side(self, i: ArrayLike, x: Array) -> Array:
+        """The side of step i's window."""
+        height, width = x.shape[1:3]
+        side = jnp.round(jnp.sqrt(self.share(i) * height * width)).astype(jnp.int32)
+        if isinstance(self.ball, Linf):
+            return jnp.maximum(side, 1)
+        side = jnp.maximum(side, 3)  # a bump, and its opposite, and a middle
+        shortest = min(height, width)
+        return jnp.minimum(side + (side % 2 == 0), shortest - (shortest % 2 == 0))
+
+    def init(self, key: Key, model: Any, x: Array, y: Array) -> _State:
+        keys = example_keys(key, x.shape[0])
+        drawn = fold_in_each(keys, _START)
+        if isinstance(self.ball, Linf):
+            stripes = _signs(drawn, (1, *x.shape[2:]), x.dtype)
+            start = self._at(x, self.ball._masked(jnp.broadcast_to(stripes, x.shape)))
+        else:
+            start = self._fill(x, self._tiles(drawn, x))
+        judged = self._judge(keys, _FIRST, model, start, y)
+        one = jnp.ones_like(judged.success, dtype=jnp.int32)
+        return _State(
+            keys=keys,
+            best=start,
+            loss=jnp.where(jnp.isnan(judged.loss), -jnp.inf, judged.loss),
+            success=judged.success,
+            forwards=one,
+            first_success=jnp.where(judged.success, 0, -one),
+            probabilities=judged.probabilities,
+        )
+
+    def _judge(self, keys: Key, tag: Any, model: Any, x: Array, y: Array) -> Any:
+        drawn: Any = fold_in_each(keys, tag) if is_stochastic(model) else None
+        return judge(margin, self.targeted, model, x, y, drawn)[1]
+
+    def live(self, state: _State) -> Array:
+        return ~state.success
+
+    def step(self, i: Array, state: _State, model: Any, x: Array, y: Array) -> _State:
+        live = self.live(state)
+        propose = self._window if isinstance(self.ball, Linf) else self._move
+        proposal = propose(fold_in_each(state.keys, 2 * i + 2), self.side(i, x), state.best, x)
+        judged = self._judge(state.keys, 2 * i + 3, model, proposal, y)
+        better = live & (judged.success | (judged.loss > state.loss))
+        return replace(
+            state,
+            best=jnp.where(widen(better, x), proposal, state.best),
+            loss=jnp.where(better, judged.loss, state.loss),
+            success=state.success | (live & judged.success),
+            forwards=state.forwards + live,
+            first_success=jnp.where(live & judged.success, i + 1, state.first_success),
+            probabilities=state.probabilities & judged.probabilities,
+        )
+
+    def _at(self, x: Array, signs: Array) -> Array:
+        """The images at distance eps on the sides given."""
+        return jnp.clip(x + self._eps(x) * signs, *self.bounds)
+
+    def _window(self, keys: Key, side: Array, best: Array, x: Array) -> Array:
+        """The best images with a window at one corner of the ball, per channel."""
+        height, width, channels = x.shape[1:]
+        corner = _uniform(fold_in_each(keys, 0), 2)
+        rows, columns = (
+            _inside(_offsets(corner[:, axis], jnp.minimum(side, length), length), side)
+            for axis, length in enumerate((height, width))
+        )
+        window = self.ball._masked((rows[:, :, None] & columns[:, None, :])[..., None])
+        window = window.astype(bool)
+        signs = _signs(fold_in_each(keys, 1), (1, 1, channels), x.dtype)
+        changes = jnp.any(window & (self._at(x, signs) != best), axis=(1, 2, 3))
+        signs = jnp.where(widen(changes, x), signs, -signs)
+        return jnp.where(window, self._at(x, signs), best)
+
+    def _fill(self, x: Array, delta: Array) -> Array:
+        """The images moved by the perturbations, brought to size eps, inside the box."""
+        lower, upper = self.bounds
+        eps, delta = self._eps(x), self.ball._masked(delta)
+        if isinstance(self.ball, L1):
+            room = jnp.where(delta > 0, upper - x, x - lower)
+            delta = jnp.sign(delta) * _thinned(jnp.abs(delta), jnp.maximum(room, 0), eps)
+        else:
+            delta = eps * delta / _positive(_norm(self.ball, delta, (1, 2, 3)))
+        return jnp.clip(x + delta, lower, upper)
+
+    def _eps(self, x: Array) -> Array:
+        eps = jnp.asarray(self.ball.eps, x.dtype)
+        return widen(eps, x) if eps.ndim else eps
+
+    def _tiles(self, keys: Key, x: Array) -> Array:
+        """The start: bumps in tiles, five to the shorter side, each with its own sign."""
+        batch, height, width, channels = x.shape
+        side = max(min(height, width) // 5, 1)
+        counts = height // side, width // side
+        inner = jnp.arange(side)[None]
+        as_is = _bumps(self.ball, inner, inner, side, np.zeros(1, bool))[0]
+        place, tile, covered = [], [], []
+        for length, count in zip((height, width), counts, strict=True):
+            offset = np.arange(length) - (length - side * count) // 2
+            covered.append((offset >= 0) & (offset < side * count))
+            place.append(offset % side)
+            tile.append(np.clip(offset // side, 0, count - 1))
+        pattern = lambda bump: bump[place[0][:, None], place[1][None, :]]
+        of_tile = lambda values: values[:, tile[0][:, None], tile[1][None, :]]
+        signs = of_tile(_signs(fold_in_each(keys, 0), (*counts, channels), x.dtype))
+        turned = of_tile(_signs(fold_in_each(keys, 1), counts, x.dtype)) > 0
+        bumps = jnp.where(turned, pattern(as_is.T), pattern(as_is))
+        return (bumps * (covered[0][:, None] & covered[1][None, :]))[..., None] * signs
+
+    def _move(self, keys: Key, side: Array, best: Array, x: Array) -> Array:
+        """The best images with bumps added to one window and another one given up for it."""
+        height, width, channels = x.shape[1:]
+        draw = _uniform(fold_in_each(keys, 0), 5)
+        rows, columns = (
+            [_offsets(draw[:, 2 * w + axis], side, length) for w in range(2)]
+            for axis, length in enumerate((height, width))
+        )
+        first, second = (
+            (_inside(rows[w], side)[:, :, None] & _inside(columns[w], side)[:, None, :])[..., None]
+            for w in range(2)
+        )
+        signs = _signs(fold_in_each(keys, 1), (1, 1, channels), x.dtype)
+        bumps = _bumps(self.ball, rows[0], columns[0], side, draw[:, 4] < 0.5)[..., None]
+        delta = best - x
+        norm = lambda values, *axes: _norm(self.ball, values, axes)
+        old = jnp.where(first, delta, 0)
+        new = signs * bumps + old / _positive(norm(old, 1, 2))
+        new = new / _positive(norm(new, 1, 2))
+        freed = jnp.where(first | second, delta, 0)
+        eps = self._eps(x)
+        if isinstance(self.ball, L2):
+            unused = jnp.maximum(eps**2 - norm(delta, 1, 2, 3) ** 2, 0)
+            budget = jnp.sqrt(unused / channels + norm(freed, 1, 2) ** 2)
+        else:  # too much for several channels: the projection cuts it, and so makes it sparse
+            unused = jnp.maximum(eps - norm(delta, 1, 2, 3), 0)
+            budget = unused + channels * norm(freed, 1, 2, 3)
+        return self._fill(x, jnp.where(first, budget * new, jnp.where(second, 0, delta)))
+
+    def finish(self, state: _State, model: Any, x: Array, y: Array, *, record: bool) -> Record:
+        none = jnp.zeros_like(state.forwards)
+        return outcome(
+            self,
+            model,
+            x,
+            y,
+            state.best,
+            fold_in_each(state.keys, _FINAL) if is_stochastic(model) else None,
+            record=record,
+            loss=margin,
+            forwards=state.forwards,
+            backwards=none,
+            first_success=state.first_success,
+        )
+
+    def doubts(self, state: _State) -> Array:
+        return state.probabilities
+
+    def pieces(self) -> Square:
+        # A stretched schedule is compiled for its number of steps.
+        steps = self.steps if self.rescale_schedule else 0
+        return replace(self, steps=steps, loop=auto_loop)
+
+    def aimed(self) -> Square:
+        return replace(self, targeted=True)
+
+    def scaled(self, factor: ArrayLike) -> Square:
+        return replace(self, ball=self.ball.scaled(factor))
+
+
+def _signs(keys: Key, shape: tuple[int, ...], dtype: Any) -> Array:
+    """``[B, ...]`` of -1 and 1."""
+    return jax.vmap(lambda key: jax.random.rademacher(key, shape, dtype))(keys)
+
+
+def _uniform(keys: Key, count: int) -> Array:
+    return jax.vmap(lambda key: jax.random.uniform(key, (count,)))(keys)
+
+
+def _offsets(draw: Array, side: Array, length: int) -> Array:
+    """``[B, length]``: where each row (or column) lies in the window; any window is as likely."""
+    places = length - side + 1
+    first = jnp.minimum((draw * places).astype(jnp.int32), places - 1)
+    return jnp.arange(length) - first[:, None]
+
+
+def _inside(offset: Array, side: Array) -> Array:
+    return (offset >= 0) & (offset < side)
+
+
+def _positive(norm: Array) -> Array:
+    return jnp.where(norm > 0, norm, 1)
+
+
+def _norm(ball: Ball, values: Array, axes: tuple[int, ...]) -> Array:
+    if isinstance(ball, L1):
+        return jnp.sum(jnp.abs(values), axis=axes, keepdims=True)
+    return jnp.sqrt(jnp.sum(values * values, axis=axes, keepdims=True))
+
+
+def _thinned(magnitude: Array, room: Array, eps: Array) -> Array:
+    """``clip(magnitude - t, 0, room)`` for the smallest t >= 0 of few passes whose sum fits eps.
+
+    As ``L1.project``, whose passes would cost more than a small network's; what the last digits of
+    t leave unused, the next window gets.
+    """
+    axes = (1, 2, 3)
+    total = lambda values: jnp.sum(values, axis=axes, keepdims=True)
+    taken = lambda t: jnp.clip(magnitude - t, 0, room)
+
+    def search(_: Array, carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+        t, low, high = carry
+        excess = total(taken(t)) - eps
+        free = total((magnitude > t) & (magnitude - t < room))
+        low, high = jnp.where(excess > 0, t, low), jnp.where(excess > 0, high, t)
+        newton = t + excess / jnp.maximum(free, 1)
+        inside = (newton > low) & (newton < high) & (free > 0)
+        return jnp.where(inside, newton, (low + high) / 2), low, high
+
+    largest = jnp.max(magnitude, axis=axes, keepdims=True)
+    start = (jnp.zeros_like(largest), jnp.zeros_like(largest), largest)
+    t, _, high = jax.lax.fori_loop(0, _THINNING, search, start)
+    t = jnp.where(total(taken(t)) <= eps, t, high)
+    return taken(jnp.where(total(taken(0)) <= eps, 0, t))
+
+
+def _bumps(ball: Ball, rows: Array, columns: Array, side: ArrayLike, turned: ArrayLike) -> Array:
+    """A bump and its opposite, halves of a square window; ``[B, H, W]``, zero outside it.
+
+    A half is a pile of centred squares, the k-th ``2 k - 1`` wide and ``k**-power`` high, brought
+    to unit norm. The height of a pixel depends on its distance to the centre along the two axes,
+    and only on the larger one, so that a table of heights per row and per column is enough.
+
+    Args:
+      ball: ``L2`` or ``L1``.
+      rows: ``[B, H]`` where the rows lie in the window.
+      columns: ``[B, W]`` likewise.
+      side: of the window.
+      turned: ``[B]``, whether the halves are left and right instead of above each other.
+    """
+    longest = max(rows.shape[1], columns.shape[1])
+    power = 4 if isinstance(ball, L1) else 2
+    levels = np.arange(1, longest + 2, dtype=np.float64) ** -power
+    table = jnp.asarray(np.concatenate([[0], np.cumsum(levels)]), jnp.float32)
+    half = jnp.asarray(side) // 2
+    sunk = lambda distance: table[jnp.minimum(jnp.abs(distance), longest)]
+    top = table[half + 1]
+
+    def across(offset: Array) -> Array:
+        return sunk(offset - half)
+
+    def along(offset: Array) -> Array:
+        centre = jnp.where(offset < half, half // 2, half + (side - half) // 2)
+        return sunk(offset - centre)
+
+    place = jnp.arange(longest)
+    one = jnp.where(
+        _inside(place, side)[:, None] & _inside(place, side)[None, :],
+        top - jnp.maximum(along(place)[:, None], across(place)[None, :]),
+        0,
+    )
+    norms = [
+        _positive(_norm(ball, jnp.where(part[:, None], one, 0), (0, 1)).reshape(()))
+        for part in (place < half, place >= half)
+    ]
+    both = 2.0 if isinstance(ball, L1) else 2.0**0.5
+    weight = lambda offset: (
+        _inside(offset, side)
+        * jnp.where(offset < half, 1 / (both * norms[0]), -1 / (both * norms[1]))
+    )
+    flipped = jnp.asarray(turned)[:, None]
+    pick = lambda one, other: jnp.where(flipped, one, other)
+    heights = top - jnp.maximum(
+        pick(across(rows), along(rows))[:, :, None],
+        pick(along(columns), across(columns))[:, None, :],
+    )
+    weights = (
+        pick(_inside(rows, side), weight(rows))[:, :, None]
+        * pick(weight(columns), _inside(columns, side))[:, None, :]
+    )
+    return weights * heights
