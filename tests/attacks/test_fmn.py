@@ -1,0 +1,101 @@
+"""FMN against its algorithm written in NumPy, and its counts in L0."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from advjax import L0, L1, L2
+from advjax.attacks import _iterate
+from advjax.attacks.fmn import FMN, _next_count
+
+
+def published(weights, x, y, steps):
+    """Pintor et al. 2021, algorithm 1, in L2 on a linear model that the box does not reach."""
+    out = []
+    for image, label in zip(x, y, strict=True):
+        delta, radius, best = np.zeros_like(image), np.inf, np.inf
+        for i in range(steps):
+            cosine = (1 + np.cos(np.pi * i / steps)) / 2
+            gamma, size = 0.001 + 0.049 * cosine, 0.01 + 0.99 * cosine
+            logits = (image + delta) @ weights
+            other = np.argmax(np.where(np.arange(len(logits)) == label, -np.inf, logits))
+            margin, grad = logits[other] - logits[label], weights[:, other] - weights[:, label]
+            length, slope = np.linalg.norm(delta), np.linalg.norm(grad)
+            if margin > 0:
+                best = min(best, length)
+                radius = min(radius * (1 - gamma), best)
+            elif np.isfinite(best):
+                radius *= 1 + gamma
+            else:  # the original stops at the crossing itself and may never cross it
+                radius = (length + abs(margin) / slope) * 1.001
+            delta = delta + size * grad / slope
+            delta *= min(1, radius / np.linalg.norm(delta))
+        out.append(best)
+    return np.array(out)
+
+
+def test_is_the_published_algorithm(tiny, key):
+    model, weights, x, _ = tiny
+    x = 0.5 + 0.1 * (x - 0.5)  # near the middle of the box
+    y = jnp.argmax(model(x), axis=1)
+    record = FMN(ball=L2(), steps=30).run(key, model, x, y)
+    flat = np.asarray(x, float).reshape(6, -1)
+    expected = published(np.asarray(weights, float), flat, np.asarray(y), 30)
+    assert record.x_adv.min() > 0 and record.x_adv.max() < 1
+    assert record.success.all()
+    np.testing.assert_allclose(record.distance, expected, rtol=2e-3)
+    assert (record.forwards == 31).all() and (record.backwards == 30).all()
+    before = _iterate._step._cache_size()
+    FMN(ball=L2(), steps=7, gamma=0.1).run(key, model, x, y)
+    assert _iterate._step._cache_size() == before
+
+
+def test_counts_in_l0_change_by_at_least_one():
+    count = jnp.array([1.0, 1.0, 110.0, 110.0, 10.0, 0.0])
+    success = jnp.array([False, True, False, True, True, True])
+    smallest = jnp.array([jnp.inf, 1.0, jnp.inf, 109.0, 4.0, 0.0])
+    new = _next_count(count, success, smallest, jnp.float32(0.05))
+    np.testing.assert_array_equal(new, [2, 0, 115, 104, 4, 0])
+
+
+def test_masked_targets_in_l1(tiny, key):
+    model, _, x, y = tiny
+    mask = np.zeros(x.shape[1:], np.float32)
+    mask[1:] = 1
+    target = (y + 1) % 5
+    record = FMN(ball=L1(mask=mask), steps=60, targeted=True).run(key, model, x, target)
+    np.testing.assert_array_equal(record.x_adv[:, :1], x[:, :1])
+    np.testing.assert_array_equal(record.success, jnp.argmax(model(record.x_adv), axis=1) == target)
+    assert record.success.sum() >= 4
+
+
+def two_scores(weights, x):
+    score = x.reshape(x.shape[0], -1) @ weights
+    return jnp.stack([jnp.zeros_like(score), score], axis=1)
+
+
+def test_a_first_order_estimate_that_lands_on_the_tie_still_crosses(key):
+    """Exact arithmetic: the linearised distance is the tie itself, which is not adversarial."""
+    model = jax.tree_util.Partial(two_scores, jnp.array([1.0, -1.0]))
+    x = jnp.array([[0.75, 0.25], [0.25, 0.75]])
+    record = FMN(ball=L0(), steps=10).run(key, model, x, jnp.array([1, 0]))
+    assert record.success.all()
+    record = FMN(ball=L2(), steps=20).run(key, model, x, jnp.array([1, 0]))
+    # At the tie the first class wins, so an image of the second need only reach it.
+    assert record.success.all()
+    np.testing.assert_allclose(record.distance, 0.5 / np.sqrt(2), rtol=2e-3)
+
+
+@pytest.mark.parametrize(
+    ("fields", "error", "says"),
+    [
+        ({"ball": 0.3}, TypeError, "Linf, L2, L1 or L0 is taken"),
+        ({"ball": L2(), "steps": -1}, ValueError, "an integer >= 0"),
+        ({"ball": L2(), "gamma": 0}, ValueError, "gamma=0"),
+        ({"ball": L2(), "gamma_final": 1}, ValueError, "between 0 and 1"),
+    ],
+)
+def test_refuses(fields, error, says):
+    with pytest.raises(error, match=says):
+        FMN(**fields)
