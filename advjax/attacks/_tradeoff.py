@@ -1,0 +1,227 @@
+"""What attacks share that minimise ``distance + c * hinge(margin)``, an example at a time."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from advjax.attacks._closest import widen
+from advjax.attacks._iterate import Judgement, judge
+from advjax.balls import Ball, concrete
+from advjax.losses import margin
+from advjax.types import Array, ArrayLike, fold_in_each, is_stochastic, pytree
+
+_LARGEST = 1e10  # of c; beyond it, bisecting or not, the distance counts for nothing
+
+
+def check_number(attack: str, name: str, value: ArrayLike, *, zero: bool = False) -> None:
+    """Raises ValueError unless the number, where it is known, is positive (or zero)."""
+    known = concrete(value)
+    if known is not None and not ((known >= 0) if zero else (known > 0)).all():
+        taken = "numbers >= 0 are" if zero else "numbers > 0 are"
+        raise ValueError(f"{attack}: given {name}={known.tolist()}; {taken} taken")
+
+
+def check_count(attack: str, name: str, value: Any, least: int = 1) -> None:
+    """Raises ValueError unless the value is an integer of at least ``least``."""
+    if not isinstance(value, int) or value < least:
+        raise ValueError(f"{attack}: given {name}={value!r}; an integer >= {least} is taken")
+
+
+def check_per_example(batch: int, **values: ArrayLike) -> None:
+    """Raises ValueError unless every value is a scalar or one number per image."""
+    for name, value in values.items():
+        if jnp.shape(value) not in ((), (batch,)):
+            raise ValueError(
+                f"{name}: given shape {jnp.shape(value)}; a scalar or [{batch}], "
+                "one per image, is taken"
+            )
+
+
+def over_features(x: Array) -> tuple[int, ...]:
+    return tuple(range(1, x.ndim))
+
+
+def on_mask(ball: Ball, changed: Array, x: Array) -> Array:
+    """The changed images where the ball's mask lets them change, ``x`` itself elsewhere."""
+    return changed if ball.mask is None else jnp.where(jnp.asarray(ball.mask) != 0, changed, x)
+
+
+def hold(live: Array, new: Any, old: Any) -> Any:
+    """The new state where an example is live, the old one where it is done."""
+    pick = lambda n, o: jnp.where(widen(live, n), n, o)
+    return jax.tree.map(pick, new, old)
+
+
+def margin_and_gradient(
+    targeted: bool, model: Any, x: Array, y: Array, keys: Any, draw: Any
+) -> tuple[Judgement, Array]:
+    """The judgement, whose loss is the margin, and the margin's gradient, finite."""
+    drawn: Any = fold_in_each(keys, draw) if is_stochastic(model) else None
+    value_and_grad = jax.value_and_grad(
+        lambda image: judge(margin, targeted, model, image, y, drawn), has_aux=True
+    )
+    (_, judged), grad = value_and_grad(x)
+    return judged, jnp.where(jnp.isfinite(grad), grad, 0)
+
+
+def convinces(judged: Judgement, confidence: ArrayLike) -> Array:
+    """``[B]`` bool: adversarial, and by a margin of at least ``confidence``."""
+    return judged.success & (judged.loss >= jnp.asarray(confidence))
+
+
+def into_tanh(x: Array, ball: Ball) -> Array:
+    """The variable w with ``x = lower + (upper - lower) * (tanh(w) + 1) / 2``, kept finite.
+
+    The factor is that of the authors' code: a pixel on a bound must still be able to leave it.
+    """
+    lower, upper = ball.bounds
+    unit = 2 * (jnp.clip(x, lower, upper) - lower) / (upper - lower) - 1
+    return jnp.arctanh(0.999999 * unit)
+
+
+def out_of_tanh(w: Array, x: Array, ball: Ball) -> tuple[Array, Array]:
+    """The images of w, equal to ``x`` off the mask, and their derivative in w.
+
+    ``(tanh(w) + 1) / 2`` is ``sigmoid(2 w)``, whose derivative is exact on both bounds.
+    """
+    lower, upper = ball.bounds
+    share = jax.nn.sigmoid(2 * w)
+    image = jnp.clip(lower + (upper - lower) * share, lower, upper)
+    slope = 2 * (upper - lower) * share * jax.nn.sigmoid(-2 * w)
+    return on_mask(ball, image, x), slope
+
+
+def leaving_a_bound(w: Array, direction: Array) -> Array:
+    """``[B]`` bool: a step along ``-direction`` still brings pixels away from a bound of the box.
+
+    They take hundreds of iterations during which nothing else is seen of them.
+    """
+    leaving = (jnp.abs(w) > 3) & (jnp.sign(w) * direction > 0.5)
+    return jnp.any(leaving, axis=over_features(w))
+
+
+@pytree
+class Adam:
+    """Adam's two moments, ``[B, ...]``, and how many gradients they hold, ``[B]``."""
+
+    mean: Array
+    square: Array
+    taken: Array
+
+    @classmethod
+    def start(cls, x: Array, row: Array) -> Adam:
+        """Before the first gradient; ``row`` is any ``[B]`` array."""
+        zero = jnp.zeros_like(x)
+        return cls(mean=zero, square=zero, taken=jnp.zeros_like(row, dtype=jnp.int32))
+
+    def step(self, grad: Array) -> tuple[Array, Adam]:
+        """The direction to go down (of about length one in every pixel) and the new moments."""
+        grad = jnp.clip(grad, -1e18, 1e18)  # whose square is still finite
+        mean, square = 0.9 * self.mean + 0.1 * grad, 0.999 * self.square + 0.001 * grad**2
+        taken = self.taken + 1
+        unbiased = lambda moment, decay: moment / widen(1 - decay**taken, grad)
+        direction = unbiased(mean, 0.9) / (jnp.sqrt(unbiased(square, 0.999)) + 1e-8)
+        return direction, Adam(mean=mean, square=square, taken=taken)
+
+    def forget(self, which: Array) -> Adam:
+        """Started anew for some examples, ``[B]`` bool."""
+        start = Adam.start(self.mean, self.taken)
+        return hold(which, start, self)
+
+
+@pytree
+class Progress:
+    """Whether a minimisation still gets anywhere; all ``[B]``.
+
+    Looked at every tenth of its length: it is over where the lowest objective has not fallen by
+    0.01 % since the last look. The authors' code compares single iterates instead, which
+    oscillate, and sums over the batch.
+    """
+
+    taken: Array
+    lowest: Array
+    seen: Array
+
+    @classmethod
+    def start(cls, row: Array) -> Progress:
+        infinite = jnp.full_like(row, jnp.inf, dtype=jnp.float32)
+        zero = jnp.zeros_like(row, dtype=jnp.int32)
+        return cls(taken=zero, lowest=infinite, seen=infinite)
+
+    def after(
+        self, objective: Array, length: ArrayLike, early: bool, wait: ArrayLike = False
+    ) -> tuple[Array, Progress]:
+        """Whether it is over, ``[B]`` bool, and the state after one more iteration.
+
+        Args:
+          length: the most iterations.
+          early: stop where it gets nowhere.
+          wait: but not yet; ``[B]`` bool.
+        """
+        length = jnp.asarray(length).astype(jnp.int32)
+        taken = self.taken + 1
+        lowest = jnp.where(objective < self.lowest, objective, self.lowest)
+        look = taken % jnp.maximum(length // 10, 1) == 0
+        stuck = look & (lowest > 0.9999 * self.seen) & ~jnp.asarray(wait)
+        over = (taken >= length) | stuck if early else taken >= length
+        new = Progress(taken=taken, lowest=lowest, seen=jnp.where(look, lowest, self.seen))
+        return over, new
+
+    def again(self, which: Array) -> Progress:
+        """Started anew for some examples, ``[B]`` bool."""
+        return hold(which, Progress.start(self.lowest), self)
+
+
+@pytree
+class ConstantSearch:
+    """The search for c, ``[B]`` each: times ten until a success, then by bisection.
+
+    Every example is in a search of its own and begins the next one when that is over.
+    """
+
+    c: Array
+    lower: Array
+    upper: Array
+    done: Array  # searches
+    found: Array  # in the present search
+    progress: Progress
+
+    @classmethod
+    def start(cls, c: ArrayLike, row: Array) -> ConstantSearch:
+        progress = Progress.start(row)
+        return cls(
+            c=jnp.zeros_like(row, dtype=jnp.float32) + jnp.asarray(c),
+            lower=jnp.zeros_like(progress.lowest),
+            upper=progress.lowest,
+            done=progress.taken,
+            found=progress.taken > 0,
+            progress=progress,
+        )
+
+    def after(
+        self,
+        objective: Array,
+        success: Array,
+        length: ArrayLike,
+        early: bool,
+        wait: ArrayLike = False,
+    ) -> tuple[Array, ConstantSearch]:
+        """Whether the search is over, ``[B]`` bool, and the state after one more iteration."""
+        over, progress = self.progress.after(objective, length, early, wait)
+        found = self.found | success
+        upper = jnp.where(over & found, jnp.minimum(self.upper, self.c), self.upper)
+        lower = jnp.where(over & ~found, jnp.maximum(self.lower, self.c), self.lower)
+        larger = jnp.minimum(10 * self.c, np.float32(_LARGEST))
+        new_c = jnp.where(jnp.isfinite(upper), (lower + upper) / 2, larger)
+        return over, ConstantSearch(
+            c=jnp.where(over, new_c, self.c),
+            lower=lower,
+            upper=upper,
+            done=self.done + over,
+            found=found & ~over,
+            progress=progress.again(over),
+        )
