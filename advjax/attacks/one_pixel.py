@@ -1,0 +1,269 @@
+"""The one-pixel attack: differential evolution on the scores alone."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from advjax.attacks._closest import widen
+from advjax.attacks._iterate import Iterative, Loop, LossFn, auto_loop, judge, outcome
+from advjax.balls import L0
+from advjax.losses import cross_entropy
+from advjax.types import (
+    Array,
+    ArrayLike,
+    Key,
+    Record,
+    example_keys,
+    fold_in_each,
+    is_stochastic,
+    pytree,
+    replace,
+    static,
+)
+
+_CLEAN, _JUDGE = 2**31, 2**31 + 1  # what keys are folded with beside the generations' numbers
+
+
+@pytree
+class _State:
+    """Between two parts of a generation. P candidates of k pixels of 2 + C genes, in [0, 1]."""
+
+    keys: Array
+    parents: Array  # [B, P, k, 2 + C]
+    fitness: Array  # [B, P]
+    children: Array  # [B, P, k, 2 + C], or the parents that they did not beat
+    child_fitness: Array  # [B, P]
+    best: Array  # [B, ...] the best image of all generations
+    best_loss: Array
+    best_success: Array
+    live: Array
+    forwards: Array
+    first_success: Array
+    probabilities: Array
+
+
+@pytree
+class OnePixel(Iterative):
+    """The one-pixel attack (Su et al. 2019, section III), by differential evolution.
+
+    A candidate is the place and the value of ``pixels`` pixels, each with all of its channels.
+    Every generation, each candidate meets one child ``a + factor * (b - c)`` of three other
+    candidates, without crossover, and the fitter of the two stays. Needs scores, no gradients.
+    An example ends with the generation that fools the model.
+
+    Attributes:
+      ball: an ``L0`` ball; its eps counts features, so a pixel of C channels counts C: with
+        ``L0(3)`` one pixel of a colour image may change. By default ``pixels`` alone limits it.
+      pixels: how many pixels a candidate changes, at least 1; 1, 3 and 5 in the paper. Where eps
+        is less than ``pixels * C``, only the first ``eps // C`` of them are used.
+      population: candidates, at least 4; 400 in the paper.
+      steps: generations after the first draw, at least 0; 100 in the paper.
+      factor: scale of the difference of two candidates; 0.5 in the paper.
+      chunk: candidates of each example that the model sees at once, a divisor of ``population``;
+        bounds the memory and changes no result.
+      loss: per-example loss that the fittest candidate has the largest of.
+      targeted: labels are targets and the loss is lowered; see ``Targeted``.
+      loop: who iterates; see ``PGD``.
+    """
+
+    ball: L0 = dataclasses.field(default_factory=L0)
+    pixels: int = static(default=1)
+    population: int = static(default=400)
+    steps: int = static(default=100)
+    factor: ArrayLike = 0.5
+    chunk: int = static(default=50)
+    loss: LossFn = static(default=cross_entropy)
+    targeted: bool = static(default=False)
+    loop: Loop = static(default=auto_loop)
+
+    def check(self) -> None:
+        if not isinstance(self.ball, L0):
+            raise TypeError(f"OnePixel: given ball={self.ball!r}; a ball L0(features) is taken")
+        for name, least in (("pixels", 1), ("population", 4), ("steps", 0), ("chunk", 1)):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < least:
+                raise ValueError(
+                    f"OnePixel: given {name}={value!r}; an integer >= {least} is taken"
+                )
+        object.__setattr__(self, "chunk", min(self.chunk, self.population))
+        if self.population % self.chunk:
+            raise ValueError(
+                f"OnePixel: given chunk={self.chunk}; a divisor of population={self.population} "
+                "is taken"
+            )
+
+    @property
+    def bounds(self) -> tuple[ArrayLike, ArrayLike]:
+        return self.ball.bounds
+
+    def check_fits(self, x: Array) -> None:
+        if x.ndim != 4:
+            raise ValueError(f"OnePixel: given images of shape {x.shape}; [B, H, W, C] is taken")
+        if jnp.shape(self.ball.eps) not in ((), (x.shape[0],)):
+            raise ValueError(
+                f"eps: given shape {jnp.shape(self.ball.eps)}; a scalar or [{x.shape[0]}], "
+                "one per image, is taken"
+            )
+
+    @property
+    def _parts(self) -> int:
+        return self.population // self.chunk
+
+    def solve(self, key: Key, model: Any, x: Array, y: Array, *, record: bool) -> Record:
+        # The driver's step is one part of a generation, and the first draw is a generation.
+        whole = replace(self, steps=(self.steps + 1) * self._parts)
+        return Iterative.solve(whole, key, model, x, y, record=record)
+
+    def init(self, key: Key, model: Any, x: Array, y: Array) -> _State:
+        keys = example_keys(key, x.shape[0])
+        clean_keys: Any = fold_in_each(keys, _CLEAN) if is_stochastic(model) else None
+        _, judged = judge(self.loss, self.targeted, model, x, y, clean_keys)
+        genes = (x.shape[0], self.population, self.pixels, 2 + x.shape[3])
+        parents = jnp.broadcast_to(jnp.zeros_like(x[:, :1, :1, :1]), genes)
+        fitness = jnp.full_like(parents[:, :, 0, 0], -jnp.inf)
+        none = jnp.zeros_like(y)
+        return _State(
+            keys=keys,
+            parents=parents,
+            fitness=fitness,
+            children=parents,
+            child_fitness=fitness,
+            best=x,
+            best_loss=judged.loss,
+            best_success=judged.success,
+            live=~judged.success,
+            forwards=none + 1,
+            first_success=jnp.where(judged.success, 0, none - 1),
+            probabilities=judged.probabilities,
+        )
+
+    def _first(self, key: Key, genes: tuple[int, ...]) -> Array:
+        """Candidates whose places are uniform and whose values are Gaussian around grey."""
+        place = jax.random.uniform(jax.random.fold_in(key, 0), (*genes[:-1], 2))
+        value = jax.random.normal(jax.random.fold_in(key, 1), (*genes[:-1], genes[-1] - 2))
+        return jnp.concatenate([place, jnp.clip(0.5 + 0.5 * value, 0, 1)], axis=-1)
+
+    def _child(self, key: Key, parents: Array) -> Array:
+        """For each candidate a mixture of three others, distinct."""
+        number = self.population
+        draw = lambda n, below: jax.random.randint(jax.random.fold_in(key, n), (number,), 1, below)
+        # Distances to the three: each is drawn from what the ones before leave.
+        a, b, c = draw(0, number), draw(1, number - 1), draw(2, number - 2)
+        b += b >= a
+        c += c >= jnp.minimum(a, b)
+        c += c >= jnp.maximum(a, b)
+        a, b, c = (parents[(jnp.arange(number) + step) % number] for step in (a, b, c))
+        return jnp.clip(a + jnp.asarray(self.factor) * (b - c), 0, 1)
+
+    def _images(self, x: Array, genes: Array) -> Array:
+        """``[B, P, H, W, C]``: the images with each candidate's pixels set."""
+        batch, number = genes.shape[:2]
+        height, width, channels = x.shape[1:]
+        lower, upper = self.ball.bounds
+        allowed = jnp.floor(jnp.asarray(self.ball.eps) / channels)
+        allowed = jnp.broadcast_to(allowed, (batch,)).reshape(batch, 1, 1, 1)
+        row = jnp.minimum((genes[..., 0] * height).astype(jnp.int32), height - 1)
+        column = jnp.minimum((genes[..., 1] * width).astype(jnp.int32), width - 1)
+        value = lower + genes[..., 2:] * (upper - lower)
+        out = jnp.broadcast_to(x[:, None], (batch, number, *x.shape[1:]))
+        for pixel in range(self.pixels):
+            here = jnp.arange(height)[:, None] == row[:, :, pixel, None, None]
+            here &= jnp.arange(width) == column[:, :, pixel, None, None]
+            here = (here & (pixel < allowed))[..., None]
+            if self.ball.mask is not None:
+                mask = jnp.broadcast_to(jnp.asarray(self.ball.mask) != 0, x.shape)
+                here &= mask[:, None]
+            out = jnp.where(here, value[:, :, pixel, None, None, :], out)
+        return out
+
+    def step(self, i: Array, state: _State, model: Any, x: Array, y: Array) -> _State:
+        batch, live = x.shape[0], state.live
+        generation, part = i // self._parts, i % self._parts
+        keys = fold_in_each(state.keys, generation)
+        first = jax.vmap(lambda k: self._first(k, state.parents.shape[1:]))(keys)
+        mixed = jax.vmap(self._child)(keys, state.parents)
+        cut = lambda v: jax.lax.dynamic_slice_in_dim(v, part * self.chunk, self.chunk, axis=1)
+        genes = cut(jnp.where(generation == 0, first, mixed))
+        images = self._images(x, genes)
+        flat: Any = images.reshape(-1, *x.shape[1:])
+        drawn: Any = None
+        if is_stochastic(model):
+            candidate = part * self.chunk + jnp.arange(self.chunk)
+            each = lambda k: jax.vmap(lambda n: jax.random.fold_in(k, n + 3))(candidate)
+            drawn = jax.vmap(each)(keys).reshape(-1)
+        _, judged = judge(self.loss, self.targeted, model, flat, jnp.repeat(y, self.chunk), drawn)
+        per_candidate = lambda v: v.reshape(batch, self.chunk)
+        loss, success = per_candidate(judged.loss), per_candidate(judged.success)
+        loss = jnp.where(jnp.isnan(loss), -jnp.inf, loss)
+        fitter = loss > cut(state.fitness)
+        new = jnp.where(fitter[..., None, None], genes, cut(state.parents))
+        new_fitness = jnp.maximum(loss, cut(state.fitness))
+        put = lambda old, new: jax.lax.dynamic_update_slice_in_dim(
+            old, jnp.where(live.reshape((-1,) + (1,) * (new.ndim - 1)), new, cut(old)),
+            part * self.chunk, axis=1,
+        )  # fmt: skip
+        children = put(state.children, new)
+        child_fitness = put(state.child_fitness, new_fitness)
+
+        # Among the successes, or where there is none among all, the one with the largest loss.
+        any_success = jnp.any(success, axis=1)
+        rank = jnp.where(success | ~any_success[:, None], loss, -jnp.inf)
+        winner = jnp.argmax(rank, axis=1)
+        take = lambda v: jnp.take_along_axis(v, winner[:, None], axis=1)[:, 0]
+        image = jnp.take_along_axis(images, winner.reshape(-1, 1, 1, 1, 1), axis=1)[:, 0]
+        better = (any_success & ~state.best_success) | (
+            (any_success == state.best_success) & (take(loss) > state.best_loss)
+        )
+        better &= live
+        found = state.best_success | (live & any_success)
+        ends = part == self._parts - 1
+        return replace(
+            state,
+            parents=jnp.where(ends, children, state.parents),
+            fitness=jnp.where(ends, child_fitness, state.fitness),
+            children=children,
+            child_fitness=child_fitness,
+            best=jnp.where(widen(better, x), image, state.best),
+            best_loss=jnp.where(better, take(loss), state.best_loss),
+            best_success=found,
+            live=live & ~(ends & found),
+            forwards=state.forwards + self.chunk * live,
+            first_success=jnp.where(
+                found & (state.first_success < 0), generation, state.first_success
+            ).astype(jnp.int32),
+        )
+
+    def live(self, state: _State) -> Array:
+        return state.live
+
+    def finish(self, state: _State, model: Any, x: Array, y: Array, *, record: bool) -> Record:
+        keys: Any = fold_in_each(state.keys, _JUDGE) if is_stochastic(model) else None
+        return outcome(
+            self,
+            model,
+            x,
+            y,
+            state.best,
+            keys,
+            record=record,
+            loss=self.loss,
+            forwards=state.forwards,
+            backwards=0,
+            first_success=state.first_success,
+        )
+
+    def doubts(self, state: _State) -> Array:
+        return state.probabilities
+
+    def pieces(self) -> OnePixel:
+        return replace(self, steps=0, loop=auto_loop)
+
+    def aimed(self) -> OnePixel:
+        return replace(self, targeted=True)
+
+    def scaled(self, factor: ArrayLike) -> OnePixel:
+        return replace(self, ball=self.ball.scaled(factor))

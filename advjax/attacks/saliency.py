@@ -1,0 +1,375 @@
+"""The Jacobian saliency map attack, with an exact search for pairs that never holds all pairs."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from advjax.attacks._closest import widen
+from advjax.attacks._iterate import Attack, Iterative, Loop, LossFn, auto_loop, judge, outcome
+from advjax.balls import L0, concrete
+from advjax.checks import is_traced
+from advjax.losses import margin
+from advjax.types import (
+    Array,
+    ArrayLike,
+    Key,
+    Record,
+    example_keys,
+    fold_in_each,
+    is_stochastic,
+    pytree,
+    replace,
+    static,
+)
+
+_UPSILON = 0.145  # the paper's: 112 of MNIST's 784 features
+
+
+def _product(gain: Array, fall: Array) -> Array:
+    """The product where both are positive; else -1, or -2 where ``fall`` is not positive."""
+    useful = (gain > 0) & (fall > 0)
+    return jnp.where(useful, gain * fall, jnp.where(fall > 0, -1.0, -2.0))
+
+
+def best_pair(gain: Array, fall: Array, free: Array) -> tuple[Array, Array, Array]:
+    """The two features p, q with the largest ``(gain_p + gain_q) * (fall_p + fall_q)``.
+
+    Both sums must be positive. Exact, up to the rounding of the products, in time ``D ** 1.5`` and
+    memory ``D``, with the same passes whatever the values.
+
+    Let d be the feature with the largest product of its own; its pairs are all looked at. Of the
+    others only those matter that no other beats in both gain and fall: a partner of two that are
+    beaten by the same feature is no better than that feature's pair with d. Sorted by falling gain
+    (so by rising fall) they make a matrix of products in which a later row never has its largest
+    entry further right. So the largest entries of every R-th row bound where the rows between can
+    have theirs, and what is left to look at is R entries in each column.
+
+    Args:
+      gain: ``[B, D]`` how much changing a feature raises the target.
+      fall: ``[B, D]`` how much it lowers the others.
+      free: ``[B, D]`` bool, the features to choose from.
+
+    Returns:
+      p ``[B]``, q ``[B]`` and whether there is such a pair, ``[B]``.
+    """
+    batch, features = gain.shape
+    unit = lambda v: (
+        v / jnp.maximum(jnp.max(jnp.where(free, jnp.abs(v), 0), 1, keepdims=True), 1e-37)
+    )
+    gain, fall = (jnp.where(free, unit(v), -jnp.inf) for v in (gain, fall))
+    at = functools.partial(jnp.take_along_axis, axis=1, mode="promise_in_bounds")
+    single = jnp.argmax(_product(gain, fall), axis=1, keepdims=True).astype(jnp.int32)
+    rows = round(math.sqrt(features)) or 1
+    blocks = -(-features // rows)
+    # The front of all but the single best, every position a copy of its front feature.
+    position = jax.lax.broadcasted_iota(jnp.int32, gain.shape, 1)
+    others = jnp.where(position == single, -jnp.inf, gain)
+    sorted_gain, sorted_fall, order = jax.lax.sort((-others, fall, position), num_keys=1)
+    top = jax.lax.cummax(sorted_fall, axis=1)
+    leader = jax.lax.cummax(jnp.where(sorted_fall >= top, position, 0), axis=1)
+    pad = lambda v: jnp.pad(v, ((0, 0), (0, rows * blocks - features)), mode="edge")
+    up, down, feature = (pad(at(v, leader)) for v in (-sorted_gain, sorted_fall, order))
+
+    end = rows * blocks - 1
+    columns = jax.lax.broadcasted_iota(jnp.int32, up.shape, 1)
+
+    def look(k: Any, seen: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+        """Row k * rows with every column; then, by symmetry, the column of its largest entry."""
+        largest, bound, on_bound = seen
+        products = lambda i: _product(up + at(up, i), down + at(down, i))
+        sampled = jnp.full_like(single, k * rows)
+        row = products(sampled)
+        most = jnp.max(row, axis=1, keepdims=True)
+        where = jnp.min(jnp.where(row == most, columns, end), axis=1, keepdims=True)
+        # A row that no column helps is past the end.
+        where = jnp.where(at(down, sampled) + down[:, -1:] > 0, where, end)
+        column = jnp.max(products(where), axis=1, keepdims=True)
+        put = lambda seen, new: jax.lax.dynamic_update_slice_in_dim(seen, new, k, axis=1)
+        return put(largest, most), put(bound, where), put(on_bound, column)
+
+    none = up[:, :blocks]
+    largest, bound, on_bound = jax.lax.fori_loop(0, blocks, look, (none, columns[:, :blocks], none))
+    # Column j belongs to the rows after the last sampled one whose bound is right of it.
+    falling = jax.lax.cummin(bound, axis=1)  # they fall by themselves, but for rounding
+    count = jax.vmap(lambda none, where: none.at[where].add(1))(jnp.zeros_like(columns), falling)
+    right_of = jnp.cumsum(count[:, ::-1], axis=1)[:, ::-1] - count
+    first = jnp.maximum(right_of - 1, 0) * rows
+
+    def between(r: Any, best: Array) -> Array:
+        return jnp.maximum(best, _product(up + at(up, first + r), down + at(down, first + r)))
+
+    inner = jax.lax.fori_loop(1, rows, between, jnp.full_like(up, -2))
+    row = jnp.concatenate([columns[:, ::rows], bound, columns], axis=1)
+    best = jnp.argmax(jnp.concatenate([largest, on_bound, inner], axis=1), axis=1, keepdims=True)
+    ends = jnp.concatenate([single, at(feature, at(row, best))], axis=1)
+    # The better of the two features with its best partner, never itself.
+    across = lambda v: at(v, ends)[:, :, None] + v[:, None, :]
+    products = _product(across(gain), across(fall))
+    products = jnp.where(position[:, None, :] == ends[:, :, None], -3, products)
+    best = jnp.argmax(products.reshape(batch, -1), axis=1)
+    found = at(products.reshape(batch, -1), best[:, None])[:, 0] > 0
+    return at(ends, best[:, None] // features)[:, 0], best % features, found
+
+
+@pytree
+class JSMA(Attack):
+    """The Jacobian saliency map attack (Papernot et al. 2016, section III, algorithms 2 and 3).
+
+    Each iteration changes by ``theta`` the pair of features that maximises ``-alpha * beta``,
+    where alpha > 0 is the pair's effect on the target's output and beta < 0 that on the sum of all
+    others; saturated features are left out. It ends when the target is reached, when the budget is
+    spent, or when no pair is left. The Jacobian enters through two vector products alone, whatever
+    the number of classes. Untargeted, every other class is tried as the target, the likeliest
+    first, each time until the label is lost; the image with the fewest changed features is kept.
+
+    Attributes:
+      ball: an ``L0`` ball, whose eps is the number of features (not pixels) that may change; by
+        default ``upsilon`` alone limits it.
+      theta: what is added to a feature, in pixel units, not 0, scalar or ``[B]``; the paper's is
+        +1, and -1 swaps the signs.
+      upsilon: share of the features that may change, scalar or ``[B]``; 0.145 as in the paper,
+        or 1 where the ball has an eps. There are ``floor(features * upsilon / 2)`` iterations.
+      probabilities: derive the softmax instead of the logits, as the paper writes it. It changes
+        fewer features; defensive distillation stops it (Carlini & Wagner 2017, section IV).
+      steps: a limit on the iterations, at least 0; None for the budget's own. Inside ``jit``,
+        where the budget is not known, the loop else runs to half of the features.
+      loss: per-example loss of the record.
+      targeted: labels are targets; see ``Targeted``.
+      loop: who iterates; see ``PGD``.
+    """
+
+    ball: L0 = dataclasses.field(default_factory=L0)
+    theta: ArrayLike = 1.0
+    upsilon: ArrayLike = None
+    probabilities: bool = static(default=False)
+    steps: int | None = static(default=None)
+    loss: LossFn = static(default=margin)
+    targeted: bool = static(default=False)
+    loop: Loop = static(default=auto_loop)
+
+    def check(self) -> None:
+        if not isinstance(self.ball, L0):
+            raise TypeError(f"JSMA: given ball={self.ball!r}; a ball L0(features) is taken")
+        if self.steps is not None and (not isinstance(self.steps, int) or self.steps < 0):
+            raise ValueError(f"JSMA: given steps={self.steps!r}; an integer >= 0 or None is taken")
+        eps, theta = concrete(self.ball.eps), concrete(self.theta)
+        if self.upsilon is None:
+            free = eps is not None and np.isinf(eps).all()
+            object.__setattr__(self, "upsilon", np.float32(_UPSILON if free else 1))
+        upsilon = concrete(self.upsilon)
+        if upsilon is not None and not (upsilon >= 0).all():
+            raise ValueError(f"JSMA: given upsilon={upsilon.tolist()}; numbers >= 0 are taken")
+        if theta is not None and not (np.isfinite(theta) & (theta != 0)).all():
+            raise ValueError(f"JSMA: given theta={theta.tolist()}; numbers but 0 are taken")
+
+    @property
+    def bounds(self) -> tuple[ArrayLike, ArrayLike]:
+        return self.ball.bounds
+
+    def check_fits(self, x: Array) -> None:
+        for name, value in (
+            ("eps", self.ball.eps),
+            ("theta", self.theta),
+            ("upsilon", self.upsilon),
+        ):
+            if jnp.shape(value) not in ((), (x.shape[0],)):
+                raise ValueError(
+                    f"{name}: given shape {jnp.shape(value)}; a scalar or [{x.shape[0]}], "
+                    "one per image, is taken"
+                )
+
+    def solve(self, key: Key, model: Any, x: Array, y: Array, *, record: bool) -> Record:
+        keys = example_keys(key, x.shape[0])
+        features = math.prod(x.shape[1:])
+        eps, upsilon = concrete(self.ball.eps), concrete(self.upsilon)
+        steps = features // 2
+        if eps is not None and upsilon is not None:
+            with jax.ensure_compile_time_eval():
+                steps = int(np.max(_moves(eps, upsilon, features)))
+        if self.steps is not None:
+            steps = min(steps, self.steps)
+
+        def towards(rank: ArrayLike, record: bool) -> Record:
+            search = _Towards(attack=self, rank=rank, steps=steps, loop=self.loop)
+            return search.solve(keys, model, x, y, record=record)
+
+        classes = jax.eval_shape(_logits, model, x, keys).shape[-1]
+        if self.targeted or classes == 2:
+            return towards(0, record)
+        out = towards(0, True)
+        if is_traced(self, key, model, x, y):
+            body = lambda rank, out: _fewer(out, towards(rank, True))
+            return jax.lax.fori_loop(1, classes - 1, body, out)
+        for rank in range(1, classes - 1):
+            out = _fewer(out, towards(rank, True))
+        return out
+
+    def aimed(self) -> JSMA:
+        return replace(self, targeted=True)
+
+    def scaled(self, factor: ArrayLike) -> JSMA:
+        upsilon = jnp.multiply(self.upsilon, factor)
+        return replace(self, ball=self.ball.scaled(factor), upsilon=upsilon)
+
+
+def _logits(model: Any, x: Array, keys: Any) -> Array:
+    """``[S, B, K]`` logits, one draw of a model that is not randomised."""
+    logits = model(x, key=keys) if is_stochastic(model) else model(x)
+    return logits.reshape((-1,) + logits.shape[-2:])
+
+
+def _moves(eps: ArrayLike, upsilon: ArrayLike, features: int) -> Array:
+    """How many pairs may change; a float32 share of a whole number of features is taken as it."""
+    allowed = jnp.minimum(jnp.minimum(eps, upsilon * features * (1 + 1e-6)), features)
+    return jnp.floor(allowed / 2).astype(jnp.int32)
+
+
+@jax.jit
+def _fewer(old: Record, new: Record) -> Record:
+    """Per example the record of the success that changes fewer features, with both costs."""
+    take = new.success & (~old.success | (new.distance < old.distance))
+    pick = lambda name: jnp.where(take, getattr(new, name), getattr(old, name))
+    both = ("forwards", "backwards", "zero_gradient")
+    return Record(
+        x_adv=jnp.where(widen(take, new.x_adv), new.x_adv, old.x_adv),
+        success=old.success | new.success,
+        **{name: pick(name) for name in ("loss", "distance", "first_success")},
+        **{name: getattr(old, name) + getattr(new, name) for name in both},
+    )
+
+
+@pytree
+class _State:
+    """Between two iterations: the image and what was spent on it."""
+
+    keys: Any  # [B] keys for a randomised model, else None
+    x_adv: Array
+    target: Array
+    left: Array  # pairs that may still change; 0 for an example that has ended
+    forwards: Array
+    backwards: Array
+    first_success: Array
+    zero_gradient: Array
+    probabilities: Array
+
+
+@pytree
+class _Towards(Iterative):
+    """``JSMA`` towards one class: the label, or the likeliest other one but ``rank``."""
+
+    attack: JSMA
+    rank: ArrayLike
+    steps: int = static()
+    loop: Loop = static(default=auto_loop)
+
+    @property
+    def bounds(self) -> tuple[ArrayLike, ArrayLike]:
+        return self.attack.bounds
+
+    def init(self, key: Key, model: Any, x: Array, y: Array) -> _State:
+        keys = key if is_stochastic(model) else None
+        none = jnp.zeros_like(y)
+        target, spent = y, none
+        if not self.attack.targeted:
+            first = None if keys is None else fold_in_each(keys, 0)
+            logits = jnp.mean(_logits(model, x, first), axis=0)
+            is_label = jax.nn.one_hot(y, logits.shape[-1], dtype=bool)
+            order = jnp.argsort(jnp.where(is_label, jnp.inf, -logits), axis=-1)
+            rank = jnp.asarray(self.rank, jnp.int32)
+            target, spent = jnp.take(order, rank, axis=1).astype(y.dtype), none + 1
+        moves = _moves(self.attack.ball.eps, self.attack.upsilon, math.prod(x.shape[1:]))
+        return _State(
+            keys=keys,
+            x_adv=x,
+            target=target,
+            left=none + moves,
+            forwards=spent,
+            backwards=none,
+            first_success=none - 1,
+            zero_gradient=none,
+            probabilities=none == 0,
+        )
+
+    def step(self, i: Array, state: _State, model: Any, x: Array, y: Array) -> _State:
+        keys: Any = None if state.keys is None else fold_in_each(state.keys, i + 1)
+        attack, live = self.attack, self.live(state)
+
+        def outputs(x_adv: Array) -> tuple[Array, Array]:
+            draws = _logits(model, x_adv, keys)
+            shown = jax.nn.softmax(draws) if attack.probabilities else draws
+            shown = jnp.mean(shown, axis=0)
+            of_target = jnp.take_along_axis(shown, state.target[:, None], axis=1)[:, 0]
+            return jnp.stack([of_target, jnp.sum(shown, axis=1) - of_target]), draws
+
+        shown, pull, draws = jax.vjp(outputs, state.x_adv, has_aux=True)
+        one = jnp.zeros_like(shown)
+        (gain,), (loss,) = pull(one.at[0].set(1)), pull(one.at[1].set(1))
+        _, judged = judge(attack.loss, attack.targeted, lambda _: draws, state.x_adv, y, None)
+        gain, loss = (
+            jnp.where(jnp.isfinite(g), g, 0).reshape(x.shape[0], -1) for g in (gain, loss)
+        )
+        theta = jnp.asarray(attack.theta, x.dtype)
+        theta = widen(jnp.broadcast_to(theta, y.shape), x)
+        lower, upper = attack.ball.bounds
+        room = jnp.where(theta > 0, upper - state.x_adv, state.x_adv - lower) > 0
+        if attack.ball.mask is not None:
+            room &= jnp.asarray(attack.ball.mask) != 0
+        sign = jnp.sign(theta).reshape(-1, 1)
+        p, q, found = best_pair(sign * gain, -sign * loss, room.reshape(gain.shape))
+        feature = jnp.arange(gain.shape[1])
+        pair = (feature == p[:, None]) | (feature == q[:, None])
+        move = live & found & ~judged.success
+        changed = jnp.clip(state.x_adv + theta, lower, upper)
+        pair = pair.reshape(x.shape) & widen(move, x)
+        first = jnp.where(live & judged.success & (state.first_success < 0), i, state.first_success)
+        lost = jnp.all((gain == 0) & (loss == 0), axis=1)
+        return replace(
+            state,
+            x_adv=jnp.where(pair, changed, state.x_adv),
+            left=jnp.where(move, state.left - 1, 0),
+            forwards=state.forwards + live,
+            backwards=state.backwards + 2 * live,
+            first_success=first.astype(jnp.int32),
+            zero_gradient=state.zero_gradient + 2 * (live & lost),
+            probabilities=state.probabilities & (judged.probabilities | ~live),
+        )
+
+    def live(self, state: _State) -> Array:
+        return state.left > 0
+
+    def finish(self, state: _State, model: Any, x: Array, y: Array, *, record: bool) -> Record:
+        keys: Any = None if state.keys is None else fold_in_each(state.keys, 2**31)
+        return outcome(
+            self.attack,
+            model,
+            x,
+            y,
+            state.x_adv,
+            keys,
+            record=record,
+            loss=self.attack.loss,
+            forwards=state.forwards,
+            backwards=state.backwards,
+            first_success=state.first_success,
+            zero_gradient=state.zero_gradient,
+        )
+
+    def doubts(self, state: _State) -> Array:
+        return state.probabilities
+
+    def pieces(self) -> _Towards:
+        attack = replace(self.attack, steps=None, loop=auto_loop)
+        return replace(self, attack=attack, steps=0, loop=auto_loop)
+
+    def aimed(self) -> _Towards:
+        return replace(self, attack=self.attack.aimed())
+
+    def scaled(self, factor: ArrayLike) -> _Towards:
+        return replace(self, attack=self.attack.scaled(factor))
