@@ -1,0 +1,197 @@
+"""Adversarial images that survive being stored with a limited number of levels."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from advjax.attacks._closest import widen
+from advjax.attacks._iterate import Attack, judge, outcome
+from advjax.balls import Ball, Linf
+from advjax.losses import margin
+from advjax.types import (
+    Array,
+    ArrayLike,
+    Key,
+    Record,
+    example_keys,
+    fold_in_each,
+    is_stochastic,
+    pytree,
+    replace,
+    static,
+)
+
+_LATTICE = 2**32 - 2  # what keys are folded with here; no run of an attack uses it
+
+
+@pytree
+class Lattice(Attack):
+    """An attack whose images have ``levels`` values: they pass through uint8 and PNG unchanged.
+
+    The result of the attack is rounded in up to three ways inside ball and box: each pixel to the
+    nearest level, along the sign of the loss's gradient, and towards the clean image, which never
+    leaves the ball. The one that the model gets most wrong is kept, and judged again. ``Restarts``
+    around it repairs more of what rounding loses; wrappers go around this one, not inside.
+
+    A clean image should lie on the lattice, as one that was loaded from bytes does. Where it does
+    not and no rounding lies in the ball, the clean image is returned as it is.
+
+    Attributes:
+      attack: an attack with a ball whose box has one lower and one upper value.
+      levels: number of values from the box's lower to its upper bound, at least 2; 256 for uint8.
+      repair: try the rounding along the gradient; without it, as for a model that has no
+        gradient, the two others remain.
+    """
+
+    attack: Attack = dataclasses.field(kw_only=False)
+    levels: int = static(default=256)
+    repair: bool = static(default=True)
+
+    def check(self) -> None:
+        if not isinstance(getattr(self.attack, "ball", None), Ball):
+            raise TypeError(
+                f"Lattice: given {self.attack!r}; an attack with a ball is taken, and wrappers "
+                "such as Restarts go around: Restarts(Lattice(attack))"
+            )
+        if not isinstance(self.levels, int) or self.levels < 2:
+            raise ValueError(f"Lattice: given levels={self.levels!r}; an integer >= 2 is taken")
+        if np.ndim(self.ball.lower) or np.ndim(self.ball.upper):
+            raise ValueError(
+                f"Lattice: given lower={self.ball.lower}, upper={self.ball.upper}; "
+                "one value for all channels is taken"
+            )
+
+    @property
+    def ball(self) -> Ball:
+        return getattr(self.attack, "ball")  # noqa: B009 - check() made sure
+
+    @property
+    def targeted(self) -> bool:
+        return getattr(self.attack, "targeted", False)
+
+    @property
+    def bounds(self) -> tuple[ArrayLike, ArrayLike]:
+        return self.attack.bounds
+
+    def check_fits(self, x: Array) -> None:
+        self.attack.check_fits(x)
+
+    def solve(self, key: Key, model: Any, x: Array, y: Array, *, record: bool) -> Record:
+        keys = example_keys(key, x.shape[0])
+        out = self.attack.solve(keys, model, x, y, record=record)
+        return _settle(replace(self, attack=_bare(self.attack)), keys, model, x, y, out)
+
+    def aimed(self) -> Attack:
+        return replace(self, attack=self.attack.aimed())
+
+    def scaled(self, factor: ArrayLike) -> Attack:
+        return replace(self, attack=self.attack.scaled(factor))
+
+
+def _bare(attack: Any) -> Any:
+    """The attack without what only its loop needs, so that rounding compiles once for all."""
+    return attack.pieces() if hasattr(attack, "pieces") else attack
+
+
+@jax.jit
+def _settle(lattice: Lattice, keys: Key, model: Any, x: Array, y: Array, out: Record) -> Record:
+    """The attack's record with its images put on the lattice."""
+    keys = fold_in_each(keys, _LATTICE)
+    loss = getattr(lattice.attack, "loss", margin)
+    draws = is_stochastic(model)
+    ask = lambda n: fold_in_each(keys, n) if draws else None
+    spent = int(lattice.repair)
+    grad = jnp.zeros_like(x)
+    if lattice.repair:
+        grad = jax.grad(
+            lambda at: judge(loss, lattice.targeted, model, at, y, ask(0)), has_aux=True
+        )(out.x_adv)[0]
+        grad = jnp.where(jnp.isfinite(grad), grad, 0)
+    images, fits = _roundings(lattice, x, out.x_adv, grad)
+    count = len(images)
+    together = lambda parts: jnp.stack(parts, axis=1)
+    apart = lambda values: values.reshape(-1, count)
+    tried: Any = together(images).reshape(-1, *x.shape[1:])
+    drawn: Any = None
+    if draws:
+        drawn = together([ask(1 + n) for n in range(count)]).reshape(-1)
+    _, judged = judge(loss, lattice.targeted, model, tried, jnp.repeat(y, count), drawn)
+    # Among those in the ball a success, if there is one, then by loss; of equals the first.
+    fit = together(fits)
+    success = fit & apart(judged.success)
+    among = jnp.where(jnp.any(success, axis=1, keepdims=True), success, fit)
+    value = jnp.nan_to_num(apart(judged.loss), nan=jnp.finfo(x.dtype).min)
+    best = jnp.argmax(jnp.where(among, value, -jnp.inf), axis=1)
+    x_adv = x
+    for n, image in enumerate(images):
+        x_adv = jnp.where(widen((best == n) & fits[n], x), image, x_adv)
+    if out.success is None:
+        return replace(out, x_adv=x_adv)
+    forwards = out.forwards + spent + count
+    final = outcome(
+        lattice,
+        model,
+        x,
+        y,
+        x_adv,
+        ask(1 + count),
+        record=True,
+        loss=loss,
+        forwards=forwards,
+        backwards=out.backwards + spent,
+        first_success=out.first_success,
+        zero_gradient=out.zero_gradient + spent * jnp.all(_flat(grad) == 0, axis=1),
+    )
+    first = jnp.where(final.success, final.first_success, -1)
+    return replace(final, first_success=first)
+
+
+def _flat(values: Array) -> Array:
+    return values.reshape(values.shape[0], -1)
+
+
+def _roundings(
+    lattice: Lattice, x: Array, x_adv: Array, grad: Array
+) -> tuple[list[Array], list[Array]]:
+    """Images on the lattice beside ``x_adv``, and whether each lies in the ball, ``[B]``."""
+    ball, top = lattice.ball, lattice.levels - 1
+    lower, upper = (float(bound) for bound in ball.bounds)  # one value each: check() made sure
+    span = upper - lower
+    # A table, since a compiled division is off by an ulp from what a PNG's reader computes.
+    table = jnp.asarray(np.arange(top + 1, dtype=np.float32) / np.float32(top) * span + lower)
+    place = (x_adv - lower) / span * top
+    nearest = jnp.clip(jnp.round(place), 0, top)
+    # A value that is on the lattice but for float rounding has no level below or above it.
+    exact = jnp.abs(place - nearest) < 1e-3
+    low = jnp.where(exact, nearest, jnp.clip(jnp.floor(place), 0, top))
+    high = jnp.where(exact, nearest, jnp.clip(jnp.ceil(place), 0, top))
+    level = lambda index: table[index.astype(jnp.int32)]
+    toward = jnp.where(x_adv > x, level(low), jnp.where(x_adv < x, level(high), level(nearest)))
+    # Between the clean image's own neighbours the nearer of the two is nearest to it.
+    between = (level(low) <= x) & (x <= level(high))
+    own = level(jnp.clip(jnp.round((x - lower) / span * top), 0, top))
+    toward = jnp.where(between, own, toward)
+    toward = jnp.where(x_adv == x, own, toward)
+    images = [level(nearest)]
+    if lattice.repair:
+        uphill = jnp.where(grad > 0, level(high), level(low))
+        images.append(jnp.where(grad != 0, uphill, level(nearest)))
+    eps = jnp.asarray(ball.eps, x.dtype)
+    limit = eps * (1 + 1e-6) + 1e-6  # what float rounding adds to an image at the ball's edge
+    if isinstance(ball, Linf):
+        allowed = widen(jnp.broadcast_to(limit, x.shape[:1]), x)
+        images = [jnp.where(jnp.abs(image - x) <= allowed, image, toward) for image in images]
+    # A clean value that is on the lattice but for float rounding stays what it is.
+    still = jnp.abs(own - x) < 1e-3 * span / top
+    keep = lambda image: jnp.where(still & (image == own), x, image)
+    images, toward = [keep(image) for image in images], keep(toward)
+    if ball.mask is not None:
+        images = [jnp.where(jnp.asarray(ball.mask) != 0, image, x) for image in images]
+        toward = jnp.where(jnp.asarray(ball.mask) != 0, toward, x)
+    images.append(toward)
+    return images, [ball.size(image - x) <= limit for image in images]
