@@ -1,0 +1,313 @@
+"""The boundary attack: a random walk along the decision boundary, from labels alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from advjax.attacks._closest import Closest, widen
+from advjax.attacks._iterate import Iterative, Loop, auto_loop, outcome
+from advjax.attacks.nes import check_lengths, check_positive, only
+from advjax.attacks.oracle import Labels
+from advjax.balls import L2, Ball
+from advjax.losses import margin
+from advjax.types import (
+    Array,
+    ArrayLike,
+    Key,
+    Record,
+    example_keys,
+    fold_in_each,
+    pytree,
+    replace,
+    static,
+)
+
+_MODEL = 2**31 - 1  # what a key is folded with for a randomised model; no query's number
+_BISECTIONS = 10  # of the way from the image to the start
+
+
+def free_pixels(ball: Ball, x: Array) -> Array:
+    """``[B, ...]`` bool: the pixels that may change."""
+    mask = ball.mask
+    return jnp.ones_like(x, bool) if mask is None else jnp.broadcast_to(ball.mask != 0, x.shape)
+
+
+def noisy_start(uniform: Array, tries: Array, ball: Ball, x: Array) -> Array:
+    """The image under noise of the whole box, ``[B, ...]``.
+
+    The first try of an example is noise alone; later ones are of a random contrast and every
+    second is blended with the image: a model may see one class in all pure noise.
+
+    Args:
+      uniform: ``[B, D + 3]`` uniform numbers from 0 to 1, for D features.
+      tries: ``[B]`` how often the example has tried before.
+      ball: its box and mask.
+      x: ``[B, ...]`` images.
+    """
+    lower, upper = ball.bounds
+    first = tries == 0
+    weight = jnp.where(tries % 2 == 0, 1, uniform[:, 0])
+    low = jnp.where(first, 0, uniform[:, 1])[:, None]
+    high = jnp.where(first, 1, uniform[:, 2])[:, None]
+    noise = (low + uniform[:, 3:] * (high - low)).reshape(x.shape)
+    weight = jnp.where(free_pixels(ball, x), widen(weight, x), 0)
+    return jnp.clip(x + weight * (lower + noise * (upper - lower) - x), lower, upper)
+
+
+def first_start(
+    start: ArrayLike | None, uniform: Array, tries: Array, ball: Ball, x: Array
+) -> Array:
+    """The given start in the first try, noise in the others."""
+    if start is None:
+        return noisy_start(uniform, tries, ball, x)
+    noise = noisy_start(uniform, tries - 1, ball, x)
+    given = jnp.clip(jnp.asarray(start, x.dtype), *ball.bounds)
+    given = jnp.where(free_pixels(ball, x), given, x)
+    return jnp.where(widen(tries == 0, x), given, noise)
+
+
+def check_decision(name: str, attack: Any) -> None:
+    """Raises ValueError on fields that the decision-based attacks share."""
+    for field in ("queries", "start_queries"):
+        value = getattr(attack, field)
+        if not isinstance(value, int) or value < 1:
+            raise ValueError(f"{name}: given {field}={value!r}; an integer >= 1 is taken")
+
+
+def check_start(start: ArrayLike | None, x: Array) -> None:
+    """Raises ValueError on starting images that are not one for each image."""
+    if start is not None and jnp.shape(start) != x.shape:
+        raise ValueError(f"start: given shape {jnp.shape(start)}; {x.shape} is taken")
+
+
+def close_enough(ball: Ball, closest: Closest) -> Array:
+    """``[B]``: nothing is left to look for: inside a finite eps, or the image itself is wrong."""
+    eps = jnp.asarray(ball.eps, closest.distance.dtype)
+    return closest.distance <= jnp.where(jnp.isfinite(eps), eps, 0)
+
+
+@pytree
+class _State:
+    """Between two queries, per example; the walk stands at the closest image so far."""
+
+    keys: Key
+    closest: Closest
+    used: Array  # queries
+    low: Array  # distance at which the way to the start was not adversarial
+    bisected: Array  # how often that way has been halved
+    drawn: Array  # noises and directions so far
+    checked: Array  # bool: the direction's spherical half has been queried and is adversarial
+    spherical_step: Array
+    source_step: Array
+    spherical_tries: Array
+    spherical_hits: Array
+    source_tries: Array
+    source_hits: Array
+
+
+@pytree
+class Boundary(Iterative):
+    """The boundary attack (Brendel et al. 2018, algorithm 1), L2, from labels alone.
+
+    From noise that the model gets wrong, blended with the image as far as it stays wrong: a random
+    step on the sphere around the image, then one towards it; kept where still adversarial and
+    nearer. Both step lengths are the example's own: every ``check_every``-th direction is also
+    queried before its second half, and the rates of success of the two halves lengthen the steps
+    (above 1/2, 1/4) or shorten them (below 1/5, 1/10). With a finite eps an example stops inside
+    it.
+
+    Attributes:
+      ball: L2; eps limits what counts as a success, infinite by default.
+      queries: most queries per example: the look at the image, the search for a start and its
+        blending included; the judging pass of the record is one forward more.
+      spherical_step: first length of the step on the sphere, in units of the distance.
+      source_step: first length of the step towards the image, in units of the distance.
+      adaptation: factor by which the steps are changed.
+      converged: an example stops where its source step is shorter.
+      check_every: directions from one check of the spherical half to the next.
+      windows: tries after which the rates of the spherical and the source half are looked at.
+        Foolbox has 10 and (100, 30), which change nothing in the first 1,000 queries.
+      start: ``[B, ...]`` images to start from, tried before noise; a targeted attack seldom finds
+        its class in noise. None for noise alone.
+      start_queries: most queries of the search for a start; an example without one keeps its
+        image and fails.
+      targeted: labels are targets; see ``Targeted``.
+      loop: who iterates.
+    """
+
+    ball: Ball = L2()
+    queries: int = static(default=25_000)
+    spherical_step: ArrayLike = 0.01
+    source_step: ArrayLike = 0.01
+    adaptation: ArrayLike = 1.5
+    converged: ArrayLike = 1e-7
+    check_every: int = static(default=3)
+    windows: tuple[int, int] = static(default=(10, 5))
+    start: ArrayLike = None
+    start_queries: int = static(default=1000)
+    targeted: bool = static(default=False)
+    loop: Loop = static(default=auto_loop)
+
+    def check(self) -> None:
+        if not isinstance(self.ball, L2):
+            raise TypeError(f"Boundary: given ball={self.ball!r}; L2(eps) is taken")
+        check_decision("Boundary", self)
+        check_positive("Boundary", self, "spherical_step", "source_step", "adaptation")
+        if not isinstance(self.check_every, int) or self.check_every < 1:
+            raise ValueError(
+                f"Boundary: given check_every={self.check_every!r}; an integer >= 1 is taken"
+            )
+        if len(self.windows) != 2 or not all(isinstance(n, int) and n >= 1 for n in self.windows):
+            raise ValueError(f"Boundary: given windows={self.windows!r}; two integers >= 1")
+
+    @property
+    def steps(self) -> int:  # type: ignore[override]
+        return self.queries - 1
+
+    @property
+    def bounds(self) -> tuple[ArrayLike, ArrayLike]:
+        return self.ball.bounds
+
+    def check_fits(self, x: Array) -> None:
+        names = ("spherical_step", "source_step", "adaptation", "converged")
+        check_lengths(x, eps=self.ball.eps, **{name: getattr(self, name) for name in names})
+        check_start(self.start, x)
+
+    def init(self, key: Key, model: Any, x: Array, y: Array) -> _State:
+        keys, none = example_keys(key, x.shape[0]), jnp.zeros_like(y)
+        zero = jnp.zeros_like(none, dtype=x.dtype)
+        closest = Closest.start(x)
+        wrong = self._ask(keys, Labels(model), x, y, 0)
+        return _State(
+            keys=keys,
+            closest=closest.keep(x, wrong, zero, 0),
+            used=none + 1,
+            low=zero,
+            bisected=none,
+            drawn=none,
+            checked=none > 0,
+            spherical_step=zero + jnp.asarray(self.spherical_step, x.dtype),
+            source_step=zero + jnp.asarray(self.source_step, x.dtype),
+            spherical_tries=none,
+            spherical_hits=none,
+            source_tries=none,
+            source_hits=none,
+        )
+
+    def _ask(self, keys: Key, labels: Labels, x: Array, y: Array, n: ArrayLike) -> Array:
+        drawn = fold_in_each(fold_in_each(keys, _MODEL), n) if labels.stochastic else None
+        return labels.adversarial(x, y, targeted=self.targeted, key=drawn)
+
+    def live(self, state: _State) -> Array:
+        hopeless = ~state.closest.found & (state.used > self.start_queries)
+        done = close_enough(self.ball, state.closest) | (state.source_step < self.converged)
+        return ~done & ~hopeless & (state.used < self.queries)
+
+    def step(self, i: Array, state: _State, model: Any, x: Array, y: Array) -> _State:
+        live, closest = self.live(state), state.closest
+        searching = ~closest.found
+        bisecting = ~searching & (state.bisected < _BISECTIONS)
+        walking = ~searching & ~bisecting
+        checking = walking & ~state.checked & (state.drawn % self.check_every == 0)
+        # One draw a query: uniform for a start, and made normal for a direction.
+        keys = jax.vmap(jax.random.fold_in)(state.keys, state.drawn)
+        uniform = jax.vmap(lambda key: jax.random.uniform(key, (x[0].size + 3,), x.dtype))(keys)
+        symmetric = jnp.maximum(2 * uniform[:, 3:] - 1, -1 + 1e-7)  # -1 would be an infinite step
+        normal = jax.lax.erf_inv(symmetric).reshape(x.shape)
+
+        middle = (state.low + closest.distance) / 2
+        offset = closest.image - x
+        halfway = x + offset * widen(jnp.where(bisecting, middle / closest.distance, 0), x)
+        spherical, nearer = self._candidates(state, x, normal)
+        candidate = jnp.where(widen(checking, x), spherical, nearer)
+        candidate = jnp.where(widen(bisecting, x), halfway, candidate)
+        start = first_start(self.start, uniform, state.used - 1, self.ball, x)
+        candidate = jnp.where(widen(searching, x), start, candidate)
+
+        hit = self._ask(state.keys, Labels(model), candidate, y, i + 1)
+        keep = live & hit & ~checking
+        after = replace(
+            state,
+            closest=closest.keep(candidate, keep, self.ball.size(candidate - x), state.used),
+            used=state.used + 1,
+            low=jnp.where(bisecting & ~hit, middle, state.low),
+            bisected=state.bisected + bisecting,
+            drawn=state.drawn + ~(checking & hit),
+            checked=checking & hit,
+            spherical_tries=state.spherical_tries + checking,
+            spherical_hits=state.spherical_hits + (checking & hit),
+            source_tries=state.source_tries + state.checked,
+            source_hits=state.source_hits + (state.checked & hit),
+        )
+        return only(live, self._adapted(after), state)
+
+    def _candidates(self, state: _State, x: Array, normal: Array) -> tuple[Array, Array]:
+        """A step on the sphere around the image, and one more towards the image."""
+        bounds, size = self.ball.bounds, self.ball.size
+        normal = jnp.where(free_pixels(self.ball, x), normal, 0)
+        offset = state.closest.image - x
+        distance = jnp.where(state.closest.found, state.closest.distance, 0)
+        features = tuple(range(1, x.ndim))
+        unit = offset / widen(jnp.where(distance > 0, distance, 1), x)
+        normal -= unit * jnp.sum(normal * unit, axis=features, keepdims=True)
+        length = size(normal)
+        step = state.spherical_step * distance / jnp.where(length > 0, length, 1)
+        turned = offset + widen(step, x) * normal
+        turned /= widen(jnp.sqrt(1 + state.spherical_step**2), x)
+        spherical = jnp.clip(x + turned, *bounds)
+        # The box may have brought the step nearer already, or moved it off the sphere.
+        reached = size(spherical - x)
+        shorter = jnp.maximum(state.source_step * distance + reached - distance, 0)
+        factor = shorter / jnp.where(reached > 0, reached, 1)
+        return spherical, jnp.clip(spherical + widen(factor, x) * (x - spherical), *bounds)
+
+    def _adapted(self, state: _State) -> _State:
+        """With the steps changed after a full window of tries, which then starts again."""
+        factor = jnp.asarray(self.adaptation, state.source_step.dtype)
+
+        def change(tries: Array, hits: Array, window: int, low: float, high: float) -> Array:
+            rate = hits / jnp.maximum(tries, 1)
+            change = jnp.where(rate > high, factor, jnp.where(rate < low, 1 / factor, 1))
+            return jnp.where(tries >= window, change, 1)
+
+        of_sphere, of_source = self.windows
+        both = change(state.spherical_tries, state.spherical_hits, of_sphere, 0.2, 0.5)
+        source = change(state.source_tries, state.source_hits, of_source, 0.1, 0.25)
+        # A curved boundary allows no longer steps than the distance itself.
+        restart = lambda count, tries, window: jnp.where(tries >= window, 0, count)
+        return replace(
+            state,
+            spherical_step=jnp.minimum(state.spherical_step * both, 1),
+            source_step=jnp.minimum(state.source_step * both * source, 1),
+            spherical_tries=restart(state.spherical_tries, state.spherical_tries, of_sphere),
+            spherical_hits=restart(state.spherical_hits, state.spherical_tries, of_sphere),
+            source_tries=restart(state.source_tries, state.source_tries, of_source),
+            source_hits=restart(state.source_hits, state.source_tries, of_source),
+        )
+
+    def finish(self, state: _State, model: Any, x: Array, y: Array, *, record: bool) -> Record:
+        return outcome(
+            self,
+            model,
+            x,
+            y,
+            state.closest.within(self.ball, x),
+            fold_in_each(fold_in_each(state.keys, _MODEL), self.steps + 2),
+            record=record,
+            loss=margin,
+            forwards=state.used,
+            backwards=0,
+            first_success=state.closest.first_success,
+        )
+
+    def pieces(self) -> Boundary:
+        return replace(self, loop=auto_loop)
+
+    def aimed(self) -> Boundary:
+        return replace(self, targeted=True)
+
+    def scaled(self, factor: ArrayLike) -> Boundary:
+        return replace(self, ball=self.ball.scaled(factor))
