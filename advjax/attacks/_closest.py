@@ -6,13 +6,9 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from advjax.attacks._rows import widen
 from advjax.balls import Ball
 from advjax.types import Array, pytree
-
-
-def widen(value: Array, like: Array) -> Array:
-    """``[B]`` values, shaped to broadcast over ``like [B, ...]``."""
-    return value.reshape(value.shape + (1,) * (like.ndim - 1))
 
 
 @pytree

@@ -11,8 +11,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from advjax.attacks._checks import check_per_example
 from advjax.attacks._cores import in_parts
 from advjax.attacks._rows import fitting_size, padded_rows, put_rows, take_rows
+from advjax.balls import Ball
 from advjax.checks import (
     check_batch,
     is_traced,
@@ -198,10 +200,35 @@ def auto_loop(n: int, body: Body, state: Any) -> Any:
 
 
 class Iterative(Attack):
-    """An attack as three pure methods, ``init``, ``step`` and ``finish``, and one driver."""
+    """An attack as three pure methods, ``init``, ``step`` and ``finish``, and one driver.
 
-    steps: int
+    Attributes:
+      ball: the perturbations allowed; without eps where the smallest one is looked for.
+      targeted: labels are targets and success is reaching them.
+      loop: who iterates; ``auto_loop``, ``host_loop``, ``device_loop`` or your own.
+    """
+
+    ball: Ball
+    targeted: bool
     loop: Loop
+
+    @property
+    @abc.abstractmethod
+    def steps(self) -> int:
+        """Number of steps; most attacks have a static field of that name."""
+
+    @property
+    def bounds(self) -> tuple[ArrayLike, ArrayLike]:
+        return self.ball.bounds
+
+    def check_fits(self, x: Array) -> None:
+        check_per_example(x, eps=self.ball.eps)
+
+    def aimed(self) -> Any:
+        return replace(self, targeted=True)
+
+    def scaled(self, factor: ArrayLike) -> Any:
+        return replace(self, ball=self.ball.scaled(factor))
 
     @abc.abstractmethod
     def init(self, key: Key, model: Any, x: Array, y: Array) -> Any:

@@ -5,7 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+
+from advjax.types import Array
 
 _SMALLEST = 8  # examples: fewer cost as much time and another compilation
 
@@ -34,3 +37,20 @@ def put_rows(whole: Any, part: Any, rows: Any) -> Any:
 def padded_rows(rows: np.ndarray, size: int, batch: int) -> np.ndarray:
     """Rows for ``put_rows``, filled up to ``size`` with one outside the batch, which is dropped."""
     return np.concatenate([rows, np.full(size - len(rows), batch)]).astype(np.int32)
+
+
+def widen(value: Array, like: Array) -> Array:
+    """``[B]`` values, shaped to broadcast over ``like [B, ...]``."""
+    return value.reshape(value.shape + (1,) * (like.ndim - 1))
+
+
+def only(live: Array, new: Any, old: Any) -> Any:
+    """The new state of the live examples, ``[B]`` bool, and the old one of the others.
+
+    Scalars, and what is the same object in both, are the new state's.
+    """
+
+    def pick(new: Array, old: Array) -> Array:
+        return new if new is old or not jnp.ndim(new) else jnp.where(widen(live, new), new, old)
+
+    return jax.tree.map(pick, new, old)

@@ -1,0 +1,70 @@
+"""What the attacks refuse, in one line that says what was given and what is taken."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax.numpy as jnp
+
+from advjax.balls import Ball, check_finite, concrete
+from advjax.types import Array, ArrayLike
+
+
+def check_ball(attack: str, ball: Any, *kinds: type[Ball], finite: bool = False) -> None:
+    """Raises unless ``ball`` is a ball, of one of the ``kinds`` if there are any."""
+    if not isinstance(ball, kinds or (Ball,)):
+        *most, last = (kind.__name__ for kind in kinds or (Ball,))
+        taken = f"{', '.join(most)} or {last}" if most else last
+        example = "a ball such as Linf(eps)" if not kinds else taken
+        raise TypeError(f"{attack}: given ball={ball!r}; {example} is taken")
+    if finite:
+        check_finite(attack, ball)
+
+
+def check_count(attack: str, name: str, value: Any, least: int = 1, *, none: bool = False) -> None:
+    """Raises ValueError unless the value is an integer of at least ``least`` (or None)."""
+    if none and value is None:
+        return
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        taken = f"{'None or ' if none else ''}an integer >= {least}"
+        raise ValueError(f"{attack}: given {name}={value!r}; {taken} is taken")
+
+
+def check_number(attack: str, name: str, value: ArrayLike, *, zero: bool = False) -> None:
+    """Raises ValueError unless the number, where it is known, is positive (or zero)."""
+    known = concrete(value)
+    if known is not None and not ((known >= 0) if zero else (known > 0)).all():
+        taken = "numbers >= 0 are" if zero else "numbers > 0 are"
+        raise ValueError(f"{attack}: given {name}={known.tolist()}; {taken} taken")
+
+
+def check_share(attack: str, name: str, value: ArrayLike) -> None:
+    """Raises ValueError unless the number, where it is known, lies between 0 and 1."""
+    known = concrete(value)
+    if known is not None and not ((known > 0) & (known < 1)).all():
+        raise ValueError(f"{attack}: given {name}={known.tolist()}; between 0 and 1 is taken")
+
+
+def check_rank(attack: str, rank: ArrayLike | None, targeted: bool) -> None:
+    """Raises ValueError unless the rank, where it is known, is a class's place below the label."""
+    known = concrete(rank)
+    if known is not None and not ((known >= 1) & (known == known.round())).all():
+        raise ValueError(f"{attack}: given rank={known.tolist()}; integers >= 1 are taken")
+    if rank is not None and targeted:
+        raise ValueError(f"{attack}: given a rank and targeted=True; one of the two is taken")
+
+
+def check_per_example(x: Array, **values: ArrayLike | None) -> None:
+    """Raises ValueError unless every value is None, a scalar, or one number per image of ``x``."""
+    for name, value in values.items():
+        if value is not None and jnp.shape(value) not in ((), (x.shape[0],)):
+            raise ValueError(
+                f"{name}: given shape {jnp.shape(value)}; a scalar or [{x.shape[0]}], "
+                "one per image, is taken"
+            )
+
+
+def check_pictures(attack: str, x: Array) -> None:
+    """Raises ValueError unless the images are ``[B, H, W, C]``."""
+    if x.ndim != 4:
+        raise ValueError(f"{attack}: given images of shape {x.shape}; [B, H, W, C] is taken")
