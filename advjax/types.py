@@ -233,6 +233,12 @@ def is_stochastic(model: Any) -> bool:
     return bool(getattr(model, "stochastic", False))
 
 
+def runs_on_host(tree: Any) -> bool:
+    """Whether anything in a pytree (a model, an attack) calls back: it says ``on_host = True``."""
+    calls = lambda node: getattr(node, "on_host", False) is True
+    return any(map(calls, jax.tree.leaves(tree, is_leaf=calls)))
+
+
 def example_keys(key: Key, ids: int | Array) -> Key:
     """``[B]`` keys: example i's is ``fold_in(key, id_i)``. ``[B]`` keys pass through.
 

@@ -20,7 +20,14 @@ from advjax.checks import check_images, check_labels, classes_of
 from advjax.data import Dataset, to_float
 from advjax.evaluation.result import AttackResult
 from advjax.evaluation.tally import Tally
-from advjax.types import as_model, example_keys, fold_in_each, is_stochastic, replace
+from advjax.types import (
+    as_model,
+    example_keys,
+    fold_in_each,
+    is_stochastic,
+    replace,
+    runs_on_host,
+)
 
 Progress = Callable[[str, int, int], None]
 
@@ -73,7 +80,7 @@ def _prepare(x: Any, ids: jax.Array, roots: tuple[jax.Array, ...]) -> tuple[jax.
 
 
 @jax.jit
-def _valid(ball: Ball | None, x: jax.Array, x_adv: jax.Array) -> jax.Array:
+def feasible(ball: Ball | None, x: jax.Array, x_adv: jax.Array) -> jax.Array:
     """``[B]`` bool: every pixel is a number inside [0, 1], and the change is inside the ball."""
     inside = (x_adv >= -_TOLERANCE) & (x_adv <= 1 + _TOLERANCE)  # NaN fails both
     valid = jnp.all(inside, axis=tuple(range(1, x.ndim)))
@@ -150,6 +157,8 @@ class Runner:
         spread = list(jax.local_devices() if devices is None else devices)[:size]
         if not spread:
             raise ValueError("devices: given none; at least one is taken")
+        if runs_on_host(model):  # a callback that several devices wait for never returns
+            spread = spread[:1]
         up = lambda number: -(-number // len(spread)) * len(spread)
         mesh = Mesh(np.array(spread), ("batch",))
         everywhere = NamedSharding(mesh, PartitionSpec())
@@ -225,7 +234,7 @@ class Runner:
                 record = placed.solve(keys, self.model, x, y, record=True)
                 answer = _predict(self.model, record.x_adv, judge_keys, self.draws)
                 kept = record.x_adv if (positions < keep).any() else None
-                valid = _valid(_ball(placed), x, record.x_adv)
+                valid = feasible(ball_of(placed), x, record.x_adv)
                 return answer, valid, replace(record, x_adv=kept)
 
             # Losses of unequal attacks cannot be compared: an unfooled example keeps the first's.
@@ -245,6 +254,11 @@ class Runner:
         """Raises where the attack cannot be run on this data set."""
         if not isinstance(attack, Attack):
             raise TypeError(f"{name}: given {type(attack).__name__}; an advjax attack is taken")
+        if len(self.sharding.mesh.devices.flat) > 1 and runs_on_host(attack):
+            raise ValueError(
+                f"{name}: holds a model that runs on the host, which several devices cannot share; "
+                "devices=jax.local_devices()[:1] is taken"
+            )
         if _aims_at_labels(attack):
             raise ValueError(
                 f"{name}: a targeted attack would aim at the true labels; "
@@ -328,11 +342,11 @@ def _aims_at_labels(attack: Any) -> bool:
     )
 
 
-def _ball(attack: Any) -> Ball | None:
+def ball_of(attack: Any) -> Ball | None:
     """The ball that an attack promises to stay in, if it has one."""
     found = getattr(attack, "ball", None)
     inner = getattr(attack, "attack", None)
-    return found if isinstance(found, Ball) else inner and _ball(inner)
+    return found if isinstance(found, Ball) else inner and ball_of(inner)
 
 
 def _structure(attack: Attack) -> Any:

@@ -2,6 +2,7 @@
 
 from advjax.models.classifier import Classifier, PerExample, init
 from advjax.models.conv import conv_general_dilated
+from advjax.models.external import External, from_sklearn
 from advjax.models.layers import Dropout
 from advjax.models.pooling import avg_pool, max_pool
 from advjax.models.registry import create, describe, names
@@ -13,11 +14,13 @@ from advjax.models.torch_weights import (
 __all__ = [
     "Classifier",
     "Dropout",
+    "External",
     "PerExample",
     "avg_pool",
     "conv_general_dilated",
     "create",
     "describe",
+    "from_sklearn",
     "from_torch",
     "init",
     "load_torch",
