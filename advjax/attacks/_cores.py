@@ -14,7 +14,9 @@ from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from advjax.attacks._rows import take_rows
 from advjax.types import Array, Key, example_keys
 
 T = TypeVar("T")
@@ -23,37 +25,45 @@ _compiled: set[Hashable] = set()
 _pool: list[ThreadPoolExecutor] = []
 
 
-def in_parts(drive: Callable[..., T], what: Hashable, key: Key, x: Array, y: Array) -> T:
+def in_parts(
+    drive: Callable[[Key, Array, Array], T],
+    warm_up: Callable[[Key, Array, Array], Any],
+    what: Hashable,
+    key: Key,
+    x: Array,
+    y: Array,
+) -> T:
     """``drive(key, x, y)``, on several parts of the batch at once where that is possible.
 
     ``drive`` must be a function of the single example: every array that it returns has the batch
-    first. The first part runs alone until ``what`` has been seen at its shape, so that no two
-    threads compile the same program. Settings of JAX that hold for one thread only, such as ``with
-    jax.default_matmul_precision(...)``, do not reach the parts; on a CPU that one changes nothing.
+    first. ``warm_up`` compiles what it calls: it runs before, on the first part, where ``what`` has
+    not been seen at its shape, so that no two threads compile the same program. Settings of JAX
+    that hold for one thread only, such as ``with jax.default_matmul_precision(...)``, do not reach
+    the parts; on a CPU that one changes nothing.
     """
     parts = _parts(x)
     if parts == 1:
         return drive(key, x, y)
-    size = x.shape[0] // parts
-    keys = example_keys(key, x.shape[0])
-    cut = [slice(i * size, (i + 1) * size) for i in range(parts)]
-    arguments = [(keys[part], x[part], y[part]) for part in cut]
+    batch = x.shape[0]
+    size = -(-batch // parts)
+    keys = example_keys(key, batch)
+    # Equal parts are one compilation: the last one is filled up with the first examples.
+    rows = np.resize(np.arange(batch), (parts, size))
+    arguments = [take_rows((keys, x, y), part) for part in rows]
     signature = (what, size, x.shape[1:], x.dtype)
-    done = []
     if signature not in _compiled:
-        done = [drive(*arguments.pop(0))]
+        warm_up(*arguments[0])
         _compiled.add(signature)
-    done += _threads().map(lambda a: jax.block_until_ready(drive(*a)), arguments)
-    return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *done)
+    done = _threads().map(lambda a: jax.block_until_ready(drive(*a)), arguments)
+    return jax.tree.map(lambda *leaves: jnp.concatenate(leaves)[:batch], *done)
 
 
 def _parts(x: Array) -> int:
-    """The most equal parts of at least ``_SMALLEST`` examples that the cores can take."""
+    """How many parts of at least ``_SMALLEST`` examples the cores can take."""
     config: Any = jax.config
     if jax.default_backend() != "cpu" or len(x.devices()) > 1 or config.jax_disable_jit:
         return 1
-    most = min(_cores(), x.shape[0] // _SMALLEST)
-    return max((n for n in range(1, most + 1) if x.shape[0] % n == 0), default=1)
+    return max(min(_cores(), x.shape[0] // _SMALLEST), 1)
 
 
 def _cores() -> int:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from advjax import L2, Linf, Restarts, WorstOf, device_loop, host_loop, margin, pytree, static
-from advjax.attacks import _iterate
+from advjax.attacks import _cores, _iterate
 from advjax.attacks._closest import widen
 from advjax.attacks._iterate import Iterative, auto_loop, judge, outcome
 from advjax.types import Array, example_keys, fold_in_each, replace
@@ -104,6 +104,7 @@ def test_dropping_the_finished_changes_no_result(batch, key):
 
 def test_the_batch_shrinks_and_the_loop_ends_early(batch, key, monkeypatch):
     model, x, y = batch
+    monkeypatch.setattr(_cores, "_cores", lambda: 1)
     sizes = []
     step = _iterate._step
     monkeypatch.setattr(_iterate, "_step", lambda *a: sizes.append(a[4].shape[0]) or step(*a))
