@@ -158,8 +158,9 @@ class Ball(abc.ABC):
         """The norm, ``[B]``."""
 
     def scaled(self, factor: ArrayLike) -> Ball:
-        """The ball with ``eps`` multiplied."""
-        return replace(self, eps=self.eps * factor)
+        """The ball with ``eps`` multiplied; one without limit stays so."""
+        eps = jnp.asarray(self.eps)
+        return replace(self, eps=jnp.where(jnp.isinf(eps), eps, eps * factor))
 
     def apply(self, x: Array, delta: Array) -> Array:
         """The image nearest to ``x + delta`` in both ball and box, ``[B, ...]``.

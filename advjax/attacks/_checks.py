@@ -5,18 +5,29 @@ from __future__ import annotations
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 
 from advjax.balls import Ball, check_finite, concrete
 from advjax.types import Array, ArrayLike
 
 
-def check_ball(attack: str, ball: Any, *kinds: type[Ball], finite: bool = False) -> None:
-    """Raises unless ``ball`` is a ball, of one of the ``kinds`` if there are any."""
+def check_ball(
+    attack: str, ball: Any, *kinds: type[Ball], finite: bool = False, taken: str | None = None
+) -> None:
+    """Raises unless ``ball`` is a ball, of one of the ``kinds`` if there are any.
+
+    Args:
+      attack: whose argument it is.
+      ball: the argument.
+      kinds: the classes that are taken; none for all.
+      finite: whether it has to have an eps.
+      taken: what the message says is taken; by default the names of the classes.
+    """
     if not isinstance(ball, kinds or (Ball,)):
-        *most, last = (kind.__name__ for kind in kinds or (Ball,))
-        taken = f"{', '.join(most)} or {last}" if most else last
-        example = "a ball such as Linf(eps)" if not kinds else taken
-        raise TypeError(f"{attack}: given ball={ball!r}; {example} is taken")
+        if taken is None:
+            *most, last = [kind.__name__ for kind in kinds] or ["a ball such as Linf(eps)"]
+            taken = f"{', '.join(most)} or {last}" if most else last
+        raise TypeError(f"{attack}: given ball={ball!r}; {taken} is taken")
     if finite:
         check_finite(attack, ball)
 
@@ -68,3 +79,13 @@ def check_pictures(attack: str, x: Array) -> None:
     """Raises ValueError unless the images are ``[B, H, W, C]``."""
     if x.ndim != 4:
         raise ValueError(f"{attack}: given images of shape {x.shape}; [B, H, W, C] is taken")
+
+
+def check_unbounded(attack: str, ball: Any) -> None:
+    """Raises unless the ball is one without eps and mask, which gives the box and the norm."""
+    check_ball(attack, ball, taken="a ball such as L2()")
+    eps = concrete(ball.eps)
+    if eps is not None and not np.isinf(eps).all():
+        raise ValueError(f"{attack}: given eps={eps.tolist()}; a ball without eps is taken")
+    if ball.mask is not None:
+        raise ValueError(f"{attack}: given a mask; a ball without one is taken, all pixels move")

@@ -6,7 +6,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from advjax.attacks._rows import widen
+from advjax.attacks._rows import row, widen
 from advjax.balls import Ball
 from advjax.types import Array, pytree
 
@@ -28,11 +28,10 @@ class Closest:
     @classmethod
     def start(cls, x: Array) -> Closest:
         """Nothing found yet."""
-        row = x[(slice(None),) + (0,) * (x.ndim - 1)]  # its sharding is the batch's
         return cls(
             image=x,
-            distance=jnp.full_like(row, jnp.inf),
-            first_success=jnp.full_like(row, -1, dtype=jnp.int32),
+            distance=jnp.full_like(row(x), jnp.inf),
+            first_success=jnp.full_like(row(x), -1, dtype=jnp.int32),
         )
 
     @property
@@ -54,3 +53,10 @@ class Closest:
         """The images ``[B, ...]``; those farther than ``eps`` are pulled back to it."""
         pulled = ball.apply(x, self.image - x)
         return jnp.where(widen(self.distance <= ball.eps, x), self.image, pulled)
+
+
+def farthest(ball: Ball, x: Array) -> Array:
+    """``[B]`` distance of the farthest corner of the box, on the mask."""
+    lower, upper = ball.bounds
+    corner = jnp.maximum(x - lower, upper - x)
+    return ball.size(corner if ball.mask is None else jnp.where(ball.mask, corner, 0))

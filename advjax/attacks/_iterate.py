@@ -5,7 +5,7 @@ from __future__ import annotations
 import abc
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -212,10 +212,11 @@ class Iterative(Attack):
     targeted: bool
     loop: Loop
 
-    @property
-    @abc.abstractmethod
-    def steps(self) -> int:
-        """Number of steps; most attacks have a static field of that name."""
+    if TYPE_CHECKING:  # a static field, or a property where it follows from something else
+
+        @property
+        def steps(self) -> int:
+            """Number of steps."""
 
     @property
     def bounds(self) -> tuple[ArrayLike, ArrayLike]:
@@ -274,14 +275,16 @@ class Iterative(Attack):
             pieces = self.pieces()
             scalars = all(jnp.ndim(leaf) == 0 for leaf in jax.tree.leaves(self))
 
-            def drive(key: Key, x: Array, y: Array) -> tuple[Record, Array | None]:
+            def drive(
+                key: Key, x: Array, y: Array, steps: int = self.steps
+            ) -> tuple[Record, Array | None]:
                 state = _init(pieces, key, model, x, y)
-                state = _drive(pieces, self.steps, by_host, scalars, state, model, x, y)
+                state = _drive(pieces, steps, by_host, scalars, state, model, x, y)
                 return _finish(pieces, state, model, x, y, record)
 
             if self.steps and by_host and scalars:
                 what = (jax.tree.structure((pieces, model)), record)
-                out, doubts = in_parts(drive, what, key, x, y)
+                out, doubts = in_parts(drive, functools.partial(drive, steps=1), what, key, x, y)
             else:  # a number per example or a mask belongs to the batch as it is
                 out, doubts = drive(key, x, y)
         if not traced and self.steps and doubts is not None:

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from advjax.types import Array
+from advjax.types import Array, ArrayLike
 
 _SMALLEST = 8  # examples: fewer cost as much time and another compilation
 
@@ -34,6 +34,13 @@ def put_rows(whole: Any, part: Any, rows: Any) -> Any:
     return jax.tree.map(put, whole, part)
 
 
+def close_size(rows: int, batch: int) -> int:
+    """The smallest multiple of a sixteenth of the batch that holds so many rows: for long runs,
+    where a compilation costs less than running a tenth more examples."""
+    unit = max(-(-batch // 16), _SMALLEST)
+    return min(-(-rows // unit) * unit, batch)
+
+
 def padded_rows(rows: np.ndarray, size: int, batch: int) -> np.ndarray:
     """Rows for ``put_rows``, filled up to ``size`` with one outside the batch, which is dropped."""
     return np.concatenate([rows, np.full(size - len(rows), batch)]).astype(np.int32)
@@ -42,6 +49,22 @@ def padded_rows(rows: np.ndarray, size: int, batch: int) -> np.ndarray:
 def widen(value: Array, like: Array) -> Array:
     """``[B]`` values, shaped to broadcast over ``like [B, ...]``."""
     return value.reshape(value.shape + (1,) * (like.ndim - 1))
+
+
+def spread(value: ArrayLike, like: Array) -> Array:
+    """A scalar or ``[B]`` value, of the type of ``like`` and shaped to broadcast over it."""
+    value = jnp.asarray(value, like.dtype)
+    return widen(value, like) if value.ndim else value
+
+
+def row(x: Array) -> Array:
+    """``[B]``: one feature of each example, for arrays like it: its sharding is the batch's."""
+    return x[(slice(None),) + (0,) * (x.ndim - 1)]
+
+
+def vanished(grad: Array) -> Array:
+    """``[B]`` bool: the examples whose gradient ``[B, ...]`` is zero."""
+    return jnp.all(grad == 0, axis=tuple(range(1, grad.ndim)))
 
 
 def only(live: Array, new: Any, old: Any) -> Any:

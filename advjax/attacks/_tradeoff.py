@@ -8,37 +8,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from advjax.attacks._closest import widen
 from advjax.attacks._iterate import Judgement, judge
-from advjax.balls import Ball, concrete
+from advjax.attacks._rows import only, widen
+from advjax.balls import Ball
 from advjax.losses import margin
 from advjax.types import Array, ArrayLike, fold_in_each, is_stochastic, pytree
 
 _LARGEST = 1e10  # of c; beyond it, bisecting or not, the distance counts for nothing
-
-
-def check_number(attack: str, name: str, value: ArrayLike, *, zero: bool = False) -> None:
-    """Raises ValueError unless the number, where it is known, is positive (or zero)."""
-    known = concrete(value)
-    if known is not None and not ((known >= 0) if zero else (known > 0)).all():
-        taken = "numbers >= 0 are" if zero else "numbers > 0 are"
-        raise ValueError(f"{attack}: given {name}={known.tolist()}; {taken} taken")
-
-
-def check_count(attack: str, name: str, value: Any, least: int = 1) -> None:
-    """Raises ValueError unless the value is an integer of at least ``least``."""
-    if not isinstance(value, int) or value < least:
-        raise ValueError(f"{attack}: given {name}={value!r}; an integer >= {least} is taken")
-
-
-def check_per_example(batch: int, **values: ArrayLike) -> None:
-    """Raises ValueError unless every value is a scalar or one number per image."""
-    for name, value in values.items():
-        if jnp.shape(value) not in ((), (batch,)):
-            raise ValueError(
-                f"{name}: given shape {jnp.shape(value)}; a scalar or [{batch}], "
-                "one per image, is taken"
-            )
 
 
 def over_features(x: Array) -> tuple[int, ...]:
@@ -48,12 +24,6 @@ def over_features(x: Array) -> tuple[int, ...]:
 def on_mask(ball: Ball, changed: Array, x: Array) -> Array:
     """The changed images where the ball's mask lets them change, ``x`` itself elsewhere."""
     return changed if ball.mask is None else jnp.where(jnp.asarray(ball.mask) != 0, changed, x)
-
-
-def hold(live: Array, new: Any, old: Any) -> Any:
-    """The new state where an example is live, the old one where it is done."""
-    pick = lambda n, o: jnp.where(widen(live, n), n, o)
-    return jax.tree.map(pick, new, old)
 
 
 def margin_and_gradient(
@@ -130,7 +100,7 @@ class Adam:
     def forget(self, which: Array) -> Adam:
         """Started anew for some examples, ``[B]`` bool."""
         start = Adam.start(self.mean, self.taken)
-        return hold(which, start, self)
+        return only(which, start, self)
 
 
 @pytree
@@ -173,7 +143,7 @@ class Progress:
 
     def again(self, which: Array) -> Progress:
         """Started anew for some examples, ``[B]`` bool."""
-        return hold(which, Progress.start(self.lowest), self)
+        return only(which, Progress.start(self.lowest), self)
 
 
 @pytree

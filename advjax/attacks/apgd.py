@@ -6,12 +6,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from advjax.attacks._closest import widen
+from advjax.attacks._checks import check_ball, check_count, check_per_example, check_rank
 from advjax.attacks._iterate import Iterative, Judgement, Loop, LossFn, auto_loop, judge, outcome
+from advjax.attacks._rows import row, widen
 from advjax.attacks._sparse import changed, signs_of_largest
-from advjax.balls import L1, L2, Ball, Linf, check_finite, concrete
+from advjax.balls import L1, L2, Ball, Linf
 from advjax.losses import cross_entropy, targeted_dlr
 from advjax.types import (
     Array,
@@ -111,38 +111,22 @@ class APGD(Iterative):
     loop: Loop = static(default=auto_loop)
 
     def check(self) -> None:
-        if not isinstance(self.ball, Linf | L2 | L1):
-            raise TypeError(f"APGD: given ball={self.ball!r}; Linf, L2 or L1 is taken")
-        check_finite("APGD", self.ball)
-        if not isinstance(self.steps, int) or self.steps < 0:
-            raise ValueError(f"APGD: given steps={self.steps!r}; an integer >= 0 is taken")
+        check_ball("APGD", self.ball, Linf, L2, L1, finite=True)
+        check_count("APGD", "steps", self.steps, 0)
         if not 0 <= self.rho <= 1:
             raise ValueError(f"APGD: given rho={self.rho!r}; 0 to 1 is taken")
         if self.shrink and not isinstance(self.ball, L1):
             raise ValueError(f"APGD: given shrink=True with {self.ball!r}; an L1 ball is taken")
-        rank = concrete(self.rank)
-        if rank is not None and not ((rank >= 1) & (rank == np.round(rank))).all():
-            raise ValueError(f"APGD: given rank={rank.tolist()}; integers >= 1 are taken")
-        if self.rank is not None and self.targeted:
-            raise ValueError("APGD: given a rank and targeted=True; one of the two is taken")
-
-    @property
-    def bounds(self) -> tuple[ArrayLike, ArrayLike]:
-        return self.ball.bounds
+        check_rank("APGD", self.rank, self.targeted)
 
     def check_fits(self, x: Array) -> None:
-        for name, value in (("eps", self.ball.eps), ("rank", self.rank)):
-            if value is not None and jnp.shape(value) not in ((), (x.shape[0],)):
-                raise ValueError(
-                    f"{name}: given shape {jnp.shape(value)}; a scalar or [{x.shape[0]}], "
-                    "one per image, is taken"
-                )
+        check_per_example(x, eps=self.ball.eps, rank=self.rank)
 
     def init(self, key: Key, model: Any, x: Array, y: Array) -> _State:
         keys = example_keys(key, x.shape[0])
         sparse = isinstance(self.ball, L1)
         total = jnp.asarray(self.steps if self.horizon is None else self.horizon, jnp.int32)
-        zero = jnp.zeros_like(x[(slice(None),) + (0,) * (x.ndim - 1)])  # with the batch's sharding
+        zero = jnp.zeros_like(row(x))
         count, never = zero.astype(jnp.int32), zero > 0
         looks = self.until_success or self.rank is not None
         nothing = None, ~never, never
@@ -388,12 +372,6 @@ class APGD(Iterative):
 
     def pieces(self) -> APGD:
         return replace(self, steps=0, horizon=self.steps, loop=auto_loop)
-
-    def aimed(self) -> APGD:
-        return replace(self, targeted=True)
-
-    def scaled(self, factor: ArrayLike) -> APGD:
-        return replace(self, ball=self.ball.scaled(factor))
 
 
 def _fewer(pixels: Array, divisor: float) -> Array:

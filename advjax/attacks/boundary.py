@@ -7,9 +7,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from advjax.attacks._closest import Closest, widen
+from advjax.attacks._checks import check_ball, check_count, check_number, check_per_example
+from advjax.attacks._closest import Closest
 from advjax.attacks._iterate import Iterative, Loop, auto_loop, outcome
-from advjax.attacks.nes import check_lengths, check_positive, only
+from advjax.attacks._rows import only, widen
 from advjax.attacks.oracle import Labels
 from advjax.balls import L2, Ball
 from advjax.losses import margin
@@ -69,24 +70,49 @@ def first_start(
     return jnp.where(widen(tries == 0, x), given, noise)
 
 
-def check_decision(name: str, attack: Any) -> None:
-    """Raises ValueError on fields that the decision-based attacks share."""
-    for field in ("queries", "start_queries"):
-        value = getattr(attack, field)
-        if not isinstance(value, int) or value < 1:
-            raise ValueError(f"{name}: given {field}={value!r}; an integer >= 1 is taken")
-
-
-def check_start(start: ArrayLike | None, x: Array) -> None:
-    """Raises ValueError on starting images that are not one for each image."""
-    if start is not None and jnp.shape(start) != x.shape:
-        raise ValueError(f"start: given shape {jnp.shape(start)}; {x.shape} is taken")
-
-
 def close_enough(ball: Ball, closest: Closest) -> Array:
     """``[B]``: nothing is left to look for: inside a finite eps, or the image itself is wrong."""
     eps = jnp.asarray(ball.eps, closest.distance.dtype)
     return closest.distance <= jnp.where(jnp.isfinite(eps), eps, 0)
+
+
+class Decision(Iterative):
+    """Looks for the smallest perturbation from labels alone, starting at another class.
+
+    Its state has ``keys``, ``closest`` and ``used``.
+    """
+
+    queries: int
+    start: ArrayLike
+    start_queries: int
+
+    def check(self) -> None:
+        check_count(type(self).__name__, "queries", self.queries)
+        check_count(type(self).__name__, "start_queries", self.start_queries)
+
+    def check_fits(self, x: Array) -> None:
+        super().check_fits(x)
+        if self.start is not None and jnp.shape(self.start) != x.shape:
+            raise ValueError(f"start: given shape {jnp.shape(self.start)}; {x.shape} is taken")
+
+    def _ask(self, keys: Key, labels: Labels, x: Array, y: Array, n: ArrayLike) -> Array:
+        drawn = fold_in_each(fold_in_each(keys, _MODEL), n) if labels.stochastic else None
+        return labels.adversarial(x, y, targeted=self.targeted, key=drawn)
+
+    def finish(self, state: Any, model: Any, x: Array, y: Array, *, record: bool) -> Record:
+        return outcome(
+            self,
+            model,
+            x,
+            y,
+            state.closest.within(self.ball, x),
+            fold_in_each(fold_in_each(state.keys, _MODEL), self.steps + 2),
+            record=record,
+            loss=margin,
+            forwards=state.used,
+            backwards=0,
+            first_success=state.closest.first_success,
+        )
 
 
 @pytree
@@ -109,7 +135,7 @@ class _State:
 
 
 @pytree
-class Boundary(Iterative):
+class Boundary(Decision):
     """The boundary attack (Brendel et al. 2018, algorithm 1), L2, from labels alone.
 
     From noise that the model gets wrong, blended with the image as far as it stays wrong: a random
@@ -152,29 +178,22 @@ class Boundary(Iterative):
     loop: Loop = static(default=auto_loop)
 
     def check(self) -> None:
-        if not isinstance(self.ball, L2):
-            raise TypeError(f"Boundary: given ball={self.ball!r}; L2(eps) is taken")
-        check_decision("Boundary", self)
-        check_positive("Boundary", self, "spherical_step", "source_step", "adaptation")
-        if not isinstance(self.check_every, int) or self.check_every < 1:
-            raise ValueError(
-                f"Boundary: given check_every={self.check_every!r}; an integer >= 1 is taken"
-            )
+        check_ball("Boundary", self.ball, L2, taken="L2(eps)")
+        super().check()
+        for name in ("spherical_step", "source_step", "adaptation"):
+            check_number("Boundary", name, getattr(self, name))
+        check_count("Boundary", "check_every", self.check_every)
         if len(self.windows) != 2 or not all(isinstance(n, int) and n >= 1 for n in self.windows):
             raise ValueError(f"Boundary: given windows={self.windows!r}; two integers >= 1")
 
     @property
-    def steps(self) -> int:  # type: ignore[override]
+    def steps(self) -> int:
         return self.queries - 1
-
-    @property
-    def bounds(self) -> tuple[ArrayLike, ArrayLike]:
-        return self.ball.bounds
 
     def check_fits(self, x: Array) -> None:
         names = ("spherical_step", "source_step", "adaptation", "converged")
-        check_lengths(x, eps=self.ball.eps, **{name: getattr(self, name) for name in names})
-        check_start(self.start, x)
+        super().check_fits(x)
+        check_per_example(x, **{name: getattr(self, name) for name in names})
 
     def init(self, key: Key, model: Any, x: Array, y: Array) -> _State:
         keys, none = example_keys(key, x.shape[0]), jnp.zeros_like(y)
@@ -196,10 +215,6 @@ class Boundary(Iterative):
             source_tries=none,
             source_hits=none,
         )
-
-    def _ask(self, keys: Key, labels: Labels, x: Array, y: Array, n: ArrayLike) -> Array:
-        drawn = fold_in_each(fold_in_each(keys, _MODEL), n) if labels.stochastic else None
-        return labels.adversarial(x, y, targeted=self.targeted, key=drawn)
 
     def live(self, state: _State) -> Array:
         hopeless = ~state.closest.found & (state.used > self.start_queries)
@@ -287,27 +302,3 @@ class Boundary(Iterative):
             source_tries=restart(state.source_tries, state.source_tries, of_source),
             source_hits=restart(state.source_hits, state.source_tries, of_source),
         )
-
-    def finish(self, state: _State, model: Any, x: Array, y: Array, *, record: bool) -> Record:
-        return outcome(
-            self,
-            model,
-            x,
-            y,
-            state.closest.within(self.ball, x),
-            fold_in_each(fold_in_each(state.keys, _MODEL), self.steps + 2),
-            record=record,
-            loss=margin,
-            forwards=state.used,
-            backwards=0,
-            first_success=state.closest.first_success,
-        )
-
-    def pieces(self) -> Boundary:
-        return replace(self, loop=auto_loop)
-
-    def aimed(self) -> Boundary:
-        return replace(self, targeted=True)
-
-    def scaled(self, factor: ArrayLike) -> Boundary:
-        return replace(self, ball=self.ball.scaled(factor))

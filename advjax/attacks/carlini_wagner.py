@@ -6,16 +6,14 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from advjax.attacks._checks import check_count, check_number, check_per_example
 from advjax.attacks._closest import Closest, widen
 from advjax.attacks._iterate import Iterative, Loop, auto_loop, outcome
+from advjax.attacks._rows import only
 from advjax.attacks._tradeoff import (
     Adam,
     ConstantSearch,
-    check_count,
-    check_number,
-    check_per_example,
     convinces,
-    hold,
     into_tanh,
     leaving_a_bound,
     margin_and_gradient,
@@ -98,12 +96,8 @@ class CarliniWagner(Iterative):
             check_number("CarliniWagner", name, getattr(self, name))
         check_number("CarliniWagner", "confidence", self.confidence, zero=True)
 
-    @property
-    def bounds(self) -> tuple[ArrayLike, ArrayLike]:
-        return self.ball.bounds
-
     def check_fits(self, x: Array) -> None:
-        check_per_example(x.shape[0], eps=self.ball.eps, c=self.c, confidence=self.confidence)
+        check_per_example(x, eps=self.ball.eps, c=self.c, confidence=self.confidence)
 
     def init(self, key: Key, model: Any, x: Array, y: Array) -> _State:
         del y
@@ -149,7 +143,7 @@ class CarliniWagner(Iterative):
             + jnp.all(on_mask(self.ball, rise, jnp.zeros_like(x)) == 0, axis=features),
             probabilities=state.probabilities & judged.probabilities,
         )
-        held = hold(self.live(state), new, replace(state, keys=None))
+        held = only(self.live(state), new, replace(state, keys=None))
         return replace(held, keys=state.keys)
 
     @property
@@ -184,9 +178,3 @@ class CarliniWagner(Iterative):
 
     def pieces(self) -> CarliniWagner:
         return replace(self, steps=1, loop=auto_loop)
-
-    def aimed(self) -> CarliniWagner:
-        return replace(self, targeted=True)
-
-    def scaled(self, factor: ArrayLike) -> CarliniWagner:
-        return replace(self, ball=self.ball.scaled(factor))

@@ -7,16 +7,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from advjax.attacks._checks import check_count, check_number, check_per_example
 from advjax.attacks._closest import Closest, widen
 from advjax.attacks._iterate import Iterative, Loop, auto_loop, outcome
+from advjax.attacks._rows import only
 from advjax.attacks._tradeoff import (
     Adam,
     Progress,
-    check_count,
-    check_number,
-    check_per_example,
     convinces,
-    hold,
     into_tanh,
     leaving_a_bound,
     margin_and_gradient,
@@ -106,12 +104,8 @@ class CarliniWagnerL0(Iterative):
             check_number(name, field, getattr(self, field))
         check_number(name, "confidence", self.confidence, zero=True)
 
-    @property
-    def bounds(self) -> tuple[ArrayLike, ArrayLike]:
-        return self.ball.bounds
-
     def check_fits(self, x: Array) -> None:
-        check_per_example(x.shape[0], eps=self.ball.eps, c=self.c, confidence=self.confidence)
+        check_per_example(x, eps=self.ball.eps, c=self.c, confidence=self.confidence)
 
     def init(self, key: Key, model: Any, x: Array, y: Array) -> _State:
         del y
@@ -166,7 +160,7 @@ class CarliniWagnerL0(Iterative):
             zero_gradient=state.zero_gradient + jnp.all(rise == 0, axis=features),
             probabilities=state.probabilities & judged.probabilities,
         )
-        held = hold(self.live(state), new, replace(state, keys=None))
+        held = only(self.live(state), new, replace(state, keys=None))
         return replace(held, keys=state.keys)
 
     def live(self, state: _State) -> Array:
@@ -193,12 +187,6 @@ class CarliniWagnerL0(Iterative):
 
     def pieces(self) -> CarliniWagnerL0:
         return replace(self, steps=0, loop=auto_loop)
-
-    def aimed(self) -> CarliniWagnerL0:
-        return replace(self, targeted=True)
-
-    def scaled(self, factor: ArrayLike) -> CarliniWagnerL0:
-        return replace(self, ball=self.ball.scaled(factor))
 
 
 def _least(worth: Array, change: Array, free: Array) -> Array:

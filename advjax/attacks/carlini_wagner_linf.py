@@ -6,16 +6,14 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from advjax.attacks._checks import check_count, check_number, check_per_example
 from advjax.attacks._closest import Closest, widen
 from advjax.attacks._iterate import Iterative, Loop, auto_loop, outcome
+from advjax.attacks._rows import only
 from advjax.attacks._tradeoff import (
     Adam,
     Progress,
-    check_count,
-    check_number,
-    check_per_example,
     convinces,
-    hold,
     into_tanh,
     leaving_a_bound,
     margin_and_gradient,
@@ -107,12 +105,8 @@ class CarliniWagnerLinf(Iterative):
             check_number(name, field, getattr(self, field))
         check_number(name, "confidence", self.confidence, zero=True)
 
-    @property
-    def bounds(self) -> tuple[ArrayLike, ArrayLike]:
-        return self.ball.bounds
-
     def check_fits(self, x: Array) -> None:
-        check_per_example(x.shape[0], eps=self.ball.eps, c=self.c, confidence=self.confidence)
+        check_per_example(x, eps=self.ball.eps, c=self.c, confidence=self.confidence)
 
     def init(self, key: Key, model: Any, x: Array, y: Array) -> _State:
         del y
@@ -186,7 +180,7 @@ class CarliniWagnerLinf(Iterative):
             + jnp.all(on_mask(self.ball, rise, jnp.zeros_like(x)) == 0, axis=features),
             probabilities=state.probabilities & judged.probabilities,
         )
-        held = hold(self.live(state), new, replace(state, keys=None))
+        held = only(self.live(state), new, replace(state, keys=None))
         return replace(held, keys=state.keys)
 
     def live(self, state: _State) -> Array:
@@ -213,9 +207,3 @@ class CarliniWagnerLinf(Iterative):
 
     def pieces(self) -> CarliniWagnerLinf:
         return replace(self, steps=0, loop=auto_loop)
-
-    def aimed(self) -> CarliniWagnerLinf:
-        return replace(self, targeted=True)
-
-    def scaled(self, factor: ArrayLike) -> CarliniWagnerLinf:
-        return replace(self, ball=self.ball.scaled(factor))

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from advjax.attacks._iterate import Attack, Stage
-from advjax.attacks._rows import fitting_size, padded_rows, put_rows, take_rows
+from advjax.attacks._rows import close_size, padded_rows, put_rows, take_rows
 from advjax.checks import is_traced
 from advjax.types import (
     Array,
@@ -80,7 +80,7 @@ def _worst_stage(stages: tuple[Stage, ...], keys: Key, model: Any, x: Array, y: 
             left = np.flatnonzero(~np.asarray(out.success))
             if not len(left):
                 break
-        size = fitting_size(len(left), batch)
+        size = close_size(len(left), batch)
         some = (keys, x, y) if size == batch else take_rows((keys, x, y), np.resize(left, size))
         drawn = some[0] if tag is None else fold_in_each(some[0], tag)
         new = attack.solve(drawn, model, *some[1:], record=True)

@@ -6,20 +6,26 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from advjax.attacks._closest import Closest, widen
-from advjax.attacks._iterate import Iterative, Judgement, Loop, LossFn, auto_loop, judge, outcome
-from advjax.balls import L2, Ball, concrete
+from advjax.attacks._checks import (
+    check_ball,
+    check_count,
+    check_number,
+    check_per_example,
+    check_share,
+)
+from advjax.attacks._closest import Closest, farthest
+from advjax.attacks._iterate import Loop, LossFn, auto_loop
+from advjax.attacks._minimum_norm import MinimumNorm
+from advjax.attacks._rows import vanished, widen
+from advjax.balls import L2, Ball
 from advjax.losses import cross_entropy
 from advjax.types import (
     Array,
     ArrayLike,
     Key,
-    Record,
     example_keys,
     fold_in_each,
-    is_stochastic,
     pytree,
     replace,
     static,
@@ -43,7 +49,7 @@ class _State:
 
 
 @pytree
-class DDN(Iterative):
+class DDN(MinimumNorm):
     """Decoupled direction and norm (Rony et al. 2019, algorithm 1).
 
     Each step goes along the normalised gradient, is put on the sphere of the current radius and
@@ -81,82 +87,46 @@ class DDN(Iterative):
     loop: Loop = static(default=auto_loop)
 
     def check(self) -> None:
-        if not isinstance(self.ball, L2):
-            raise TypeError(f"DDN: given ball={self.ball!r}; an L2 ball is taken")
-        if not isinstance(self.steps, int) or self.steps < 0:
-            raise ValueError(f"DDN: given steps={self.steps!r}; an integer >= 0 is taken")
+        check_ball("DDN", self.ball, L2, taken="an L2 ball")
+        check_count("DDN", "steps", self.steps, 0)
         if self.levels is not None and not (isinstance(self.levels, int) and self.levels >= 2):
             raise ValueError(f"DDN: given levels={self.levels!r}; an integer >= 2 or None is taken")
-        gamma, norm = concrete(self.gamma), concrete(self.init_norm)
-        if gamma is not None and not ((gamma > 0) & (gamma < 1)).all():
-            raise ValueError(f"DDN: given gamma={gamma.tolist()}; between 0 and 1 is taken")
-        if norm is not None and not (norm > 0).all():
-            raise ValueError(f"DDN: given init_norm={norm.tolist()}; numbers > 0 are taken")
-
-    @property
-    def bounds(self) -> tuple[ArrayLike, ArrayLike]:
-        return self.ball.bounds
+        check_share("DDN", "gamma", self.gamma)
+        check_number("DDN", "init_norm", self.init_norm)
 
     def check_fits(self, x: Array) -> None:
-        for name, value in (("eps", self.ball.eps), ("init_norm", self.init_norm)):
-            if jnp.shape(value) not in ((), (x.shape[0],)):
-                raise ValueError(
-                    f"{name}: given shape {jnp.shape(value)}; a scalar or [{x.shape[0]}], "
-                    "one per image, is taken"
-                )
+        check_per_example(x, eps=self.ball.eps, init_norm=self.init_norm)
 
     def init(self, key: Key, model: Any, x: Array, y: Array) -> _State:
         del model, y
-        lower, upper = self.bounds
         closest = Closest.start(x)
         none = jnp.zeros_like(closest.first_success)
-        corner = jnp.maximum(x - lower, upper - x)
-        corner = corner if self.ball.mask is None else jnp.where(self.ball.mask, corner, 0)
         return _State(
             keys=example_keys(key, x.shape[0]),
             x_adv=x,
             radius=jnp.broadcast_to(self.init_norm, none.shape).astype(x.dtype),
-            farthest=self.ball.size(corner),
+            farthest=farthest(self.ball, x),
             closest=closest,
             taken=none,
             zero_gradient=none,
             probabilities=none == 0,
         )
 
-    def _judge(
-        self, state: _State, model: Any, x: Array, y: Array, i: Any
-    ) -> tuple[Array, Judgement]:
-        keys: Any = fold_in_each(state.keys, i + 1) if is_stochastic(model) else None
-        return judge(self.loss, self.targeted, model, x, y, keys)
-
     def step(self, i: Array, state: _State, model: Any, x: Array, y: Array) -> _State:
-        value_and_grad = jax.value_and_grad(
-            lambda x_adv: self._judge(state, model, x_adv, y, i), has_aux=True
-        )
-        (_, judged), grad = value_and_grad(state.x_adv)
-        live, delta = self.live(state), state.x_adv - x
-        closest = state.closest.keep(state.x_adv, judged.success, self.ball.size(delta), i)
-        grad = self.ball.steepest(jnp.where(jnp.isfinite(grad), grad, 0))
-        lost = jnp.all(grad == 0, axis=tuple(range(1, x.ndim)))
+        judged, grad = self._look(i, state, model, y)
+        grad = self.ball.steepest(grad)
+        lost = vanished(grad)
         draw = lambda key: jax.random.normal(key, x.shape[1:], x.dtype)
         noise = jax.vmap(draw)(fold_in_each(state.keys, _NOISE + i))
-        delta += self._step_size(i) * jnp.where(widen(lost, x), noise, grad)
+        step_size = jnp.asarray(self.step_size) * (0.01 + 0.99 * self._cosine(i))
+        delta = state.x_adv - x + step_size * jnp.where(widen(lost, x), noise, grad)
         change = jnp.where(judged.success, -1, 1) * jnp.asarray(self.gamma)
         radius = jnp.minimum(state.radius * (1 + change), state.farthest)
         return replace(
-            state,
+            self._seen(i, state, judged, lost, x),
             x_adv=self._on_sphere(x, delta, radius),
             radius=radius,
-            closest=closest,
-            taken=state.taken + live,
-            zero_gradient=state.zero_gradient + (lost & live),
-            probabilities=state.probabilities & judged.probabilities,
         )
-
-    def _step_size(self, i: Array) -> Array:
-        horizon = self.steps if self.horizon is None else self.horizon
-        cosine = (1 + jnp.cos(jnp.pi * i / jnp.asarray(horizon))) / 2
-        return jnp.asarray(self.step_size) * (0.01 + 0.99 * cosine)
 
     def _on_sphere(self, x: Array, delta: Array, radius: Array) -> Array:
         """The image at distance ``radius`` along ``delta``, cut to the box and rounded."""
@@ -170,36 +140,3 @@ class DDN(Iterative):
             gaps = (self.levels - 1) / (upper - lower)
             x_adv = jnp.clip(lower + jnp.round((x_adv - lower) * gaps) / gaps, lower, upper)
         return x_adv if self.ball.mask is None else jnp.where(self.ball.mask, x_adv, x)
-
-    def live(self, state: _State) -> Array:
-        return state.closest.distance > 0
-
-    def finish(self, state: _State, model: Any, x: Array, y: Array, *, record: bool) -> Record:
-        keys: Any = fold_in_each(state.keys, 0) if is_stochastic(model) else None
-        return outcome(
-            self,
-            model,
-            x,
-            y,
-            state.closest.within(self.ball, x),
-            keys,
-            record=record,
-            loss=self.loss,
-            forwards=state.taken,
-            backwards=state.taken,
-            first_success=state.closest.first_success,
-            zero_gradient=state.zero_gradient,
-        )
-
-    def doubts(self, state: _State) -> Array:
-        return state.probabilities
-
-    def pieces(self) -> DDN:
-        horizon = np.float32(max(self.steps, 1)) if self.horizon is None else self.horizon
-        return replace(self, steps=0, horizon=horizon, loop=auto_loop)
-
-    def aimed(self) -> DDN:
-        return replace(self, targeted=True)
-
-    def scaled(self, factor: ArrayLike) -> DDN:
-        return replace(self, ball=self.ball.scaled(factor))

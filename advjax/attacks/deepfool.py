@@ -8,8 +8,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from advjax.attacks._closest import widen
+from advjax.attacks._checks import check_ball, check_count
 from advjax.attacks._iterate import Iterative, Loop, auto_loop, outcome
+from advjax.attacks._rows import widen
 from advjax.balls import L1, L2, Ball, Linf
 from advjax.checks import looks_like_probabilities
 from advjax.losses import margin
@@ -29,23 +30,6 @@ from advjax.types import (
 _FINAL = 2**32 - 2  # what a key is folded with for the last judgement
 _SHORTEST = 1e-5  # of a step: on the boundary itself the exact step is zero and goes nowhere
 _LONGEST = 1e6  # of a step, far out of any box: a vanishing gradient asks for infinity
-
-
-def check_steps(name: str, steps: Any, chunk: Any) -> None:
-    """Raises ValueError unless the two counts are counts."""
-    if not isinstance(steps, int) or steps < 0:
-        raise ValueError(f"{name}: given steps={steps!r}; an integer >= 0 is taken")
-    if chunk is not None and (not isinstance(chunk, int) or chunk < 1):
-        raise ValueError(f"{name}: given chunk={chunk!r}; None or an integer >= 1 is taken")
-
-
-def check_eps_fits(ball: Ball, x: Array) -> None:
-    """Raises ValueError where a per-example eps does not fit the batch."""
-    if jnp.shape(ball.eps) not in ((), (x.shape[0],)):
-        raise ValueError(
-            f"eps: given shape {jnp.shape(ball.eps)}; a scalar or [{x.shape[0]}], "
-            "one per image, is taken"
-        )
 
 
 @pytree
@@ -242,20 +226,10 @@ class DeepFool(Iterative):
     loop: Loop = static(default=auto_loop)
 
     def check(self) -> None:
-        if not isinstance(self.ball, L2 | Linf):
-            raise TypeError(f"DeepFool: given ball={self.ball!r}; L2 or Linf is taken")
-        check_steps("DeepFool", self.steps, self.chunk)
-        if self.classes is not None and (not isinstance(self.classes, int) or self.classes < 2):
-            raise ValueError(
-                f"DeepFool: given classes={self.classes!r}; None or an integer >= 2 is taken"
-            )
-
-    @property
-    def bounds(self) -> tuple[ArrayLike, ArrayLike]:
-        return self.ball.bounds
-
-    def check_fits(self, x: Array) -> None:
-        check_eps_fits(self.ball, x)
+        check_ball("DeepFool", self.ball, L2, Linf)
+        check_count("DeepFool", "steps", self.steps, 0)
+        check_count("DeepFool", "chunk", self.chunk, none=True)
+        check_count("DeepFool", "classes", self.classes, 2, none=True)
 
     def init(self, key: Key, model: Any, x: Array, y: Array) -> _State:
         keys: Any = example_keys(key, x.shape[0]) if is_stochastic(model) else None
@@ -333,9 +307,3 @@ class DeepFool(Iterative):
 
     def pieces(self) -> DeepFool:
         return replace(self, steps=0, loop=auto_loop)
-
-    def aimed(self) -> DeepFool:
-        return replace(self, targeted=True)
-
-    def scaled(self, factor: ArrayLike) -> DeepFool:
-        return replace(self, ball=self.ball.scaled(factor))

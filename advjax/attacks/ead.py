@@ -6,15 +6,13 @@ from typing import Any, Literal
 
 import jax.numpy as jnp
 
+from advjax.attacks._checks import check_count, check_number, check_per_example
 from advjax.attacks._closest import Closest, widen
 from advjax.attacks._iterate import Iterative, Loop, auto_loop, judge, outcome
+from advjax.attacks._rows import only
 from advjax.attacks._tradeoff import (
     ConstantSearch,
-    check_count,
-    check_number,
-    check_per_example,
     convinces,
-    hold,
     margin_and_gradient,
     on_mask,
     over_features,
@@ -100,12 +98,8 @@ class EAD(Iterative):
         if self.rule not in ("L1", "EN"):
             raise ValueError(f"EAD: given rule={self.rule!r}; 'L1' or 'EN' is taken")
 
-    @property
-    def bounds(self) -> tuple[ArrayLike, ArrayLike]:
-        return self.ball.bounds
-
     def check_fits(self, x: Array) -> None:
-        check_per_example(x.shape[0], eps=self.ball.eps, c=self.c, confidence=self.confidence)
+        check_per_example(x, eps=self.ball.eps, c=self.c, confidence=self.confidence)
 
     def init(self, key: Key, model: Any, x: Array, y: Array) -> _State:
         del y
@@ -159,7 +153,7 @@ class EAD(Iterative):
             + jnp.all(on_mask(self.ball, rise, jnp.zeros_like(x)) == 0, axis=features),
             probabilities=state.probabilities & judged.probabilities,
         )
-        held = hold(self.live(state), new, replace(state, keys=None))
+        held = only(self.live(state), new, replace(state, keys=None))
         return replace(held, keys=state.keys)
 
     def _short(self, margins: Array) -> Array:
@@ -208,9 +202,3 @@ class EAD(Iterative):
 
     def pieces(self) -> EAD:
         return replace(self, steps=1, loop=auto_loop)
-
-    def aimed(self) -> EAD:
-        return replace(self, targeted=True)
-
-    def scaled(self, factor: ArrayLike) -> EAD:
-        return replace(self, ball=self.ball.scaled(factor))

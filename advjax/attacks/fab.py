@@ -8,20 +8,20 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from advjax.attacks._closest import Closest, widen
+from advjax.attacks._checks import check_ball, check_count, check_rank
+from advjax.attacks._closest import Closest
 from advjax.attacks._iterate import Iterative, Loop, auto_loop, outcome
+from advjax.attacks._rows import widen
 from advjax.attacks.deepfool import (
     Answer,
     Plane,
     ask,
-    check_eps_fits,
-    check_steps,
     differentiated,
     nearest_plane,
     others,
     strongest,
 )
-from advjax.balls import L1, L2, Ball, Linf, check_finite, concrete
+from advjax.balls import L1, L2, Ball, Linf, check_finite
 from advjax.losses import margin
 from advjax.types import (
     Array,
@@ -172,23 +172,15 @@ class FAB(Iterative):
     loop: Loop = static(default=auto_loop)
 
     def check(self) -> None:
-        if not isinstance(self.ball, Linf | L2 | L1):
-            raise TypeError(f"FAB: given ball={self.ball!r}; Linf, L2 or L1 is taken")
-        check_steps("FAB", self.steps, self.chunk)
+        check_ball("FAB", self.ball, Linf, L2, L1)
+        check_count("FAB", "steps", self.steps, 0)
+        check_count("FAB", "chunk", self.chunk, none=True)
         if self.random_start:
             check_finite("FAB with random_start", self.ball)
-        rank = concrete(self.rank)
-        if rank is not None and not ((rank >= 1) & (rank == rank.astype(int))).all():
-            raise ValueError(f"FAB: given rank={rank.tolist()}; integers >= 1 are taken")
-        if self.rank is not None and self.targeted:
-            raise ValueError("FAB: given rank and targeted=True; one of the two is taken")
-
-    @property
-    def bounds(self) -> tuple[ArrayLike, ArrayLike]:
-        return self.ball.bounds
+        check_rank("FAB", self.rank, self.targeted)
 
     def check_fits(self, x: Array) -> None:
-        check_eps_fits(self.ball, x)
+        super().check_fits(x)
         if self.rank is not None and jnp.shape(self.rank):
             raise ValueError(f"rank: given shape {jnp.shape(self.rank)}; one number is taken")
 
@@ -353,6 +345,3 @@ class FAB(Iterative):
 
     def aimed(self) -> FAB:
         return replace(self, targeted=True, rank=None)
-
-    def scaled(self, factor: ArrayLike) -> FAB:
-        return replace(self, ball=self.ball.scaled(factor))

@@ -8,10 +8,18 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from advjax.attacks._closest import Closest, widen
+from advjax.attacks._checks import (
+    check_count,
+    check_number,
+    check_per_example,
+    check_pictures,
+    check_unbounded,
+)
+from advjax.attacks._closest import Closest
 from advjax.attacks._iterate import Iterative, Judgement, Loop, auto_loop, judge, outcome
-from advjax.attacks.spatial import bilinear, check_pictures, check_unbounded, pixel_positions
-from advjax.balls import L2, Ball, concrete
+from advjax.attacks._rows import only, spread, vanished, widen
+from advjax.attacks.spatial import bilinear, pixel_positions
+from advjax.balls import L2, Ball
 from advjax.losses import margin
 from advjax.types import (
     Array,
@@ -99,22 +107,16 @@ class Flow(Iterative):
 
     def check(self) -> None:
         check_unbounded("Flow", self.ball)
-        if not isinstance(self.steps, int) or self.steps < 0:
-            raise ValueError(f"Flow: given steps={self.steps!r}; an integer >= 0 is taken")
+        check_count("Flow", "steps", self.steps, 0)
         for name in ("max_shift", "tau", "kappa", "learning_rate"):
-            value = concrete(getattr(self, name))
-            if value is not None and not (value >= 0).all():
-                raise ValueError(f"Flow: given {name}={value.tolist()}; numbers >= 0 are taken")
-
-    @property
-    def bounds(self) -> tuple[ArrayLike, ArrayLike]:
-        return self.ball.bounds
+            check_number("Flow", name, getattr(self, name), zero=True)
 
     def check_fits(self, x: Array) -> None:
         check_pictures("Flow", x)
-        for name in ("max_shift", "tau", "kappa", "learning_rate"):
+        check_per_example(x, max_shift=self.max_shift)
+        for name in ("tau", "kappa", "learning_rate"):
             shape = jnp.shape(getattr(self, name))
-            if shape not in ((), (x.shape[0],)[: name == "max_shift"]):
+            if shape:
                 raise ValueError(f"Flow: given {name} of shape {shape}; a scalar is taken")
 
     def init(self, key: Key, model: Any, x: Array, y: Array) -> _State:
@@ -147,16 +149,14 @@ class Flow(Iterative):
         live = self.live(state)
         moved, adam = optax.scale_by_adam().update(grad, state.adam)
         moved = state.flow - self.learning_rate * moved
-        limit = jnp.asarray(self.max_shift)
-        limit = limit.reshape(limit.shape + (1, 1, 1) * limit.ndim)
+        limit = spread(self.max_shift, x)
         moved = jnp.clip(moved, -limit, limit)
-        pick = lambda new, old: jnp.where(widen(live, new), new, old) if new.ndim else new
-        lost = jnp.all(grad == 0, axis=(1, 2, 3))
+        lost = vanished(grad)
         return replace(
             state,
             taken=state.taken + 1,
-            flow=pick(moved, state.flow),
-            adam=jax.tree.map(pick, adam, state.adam),
+            flow=only(live, moved, state.flow),
+            adam=only(live, adam, state.adam),
             smoothest=state.smoothest.keep(image, judged.success & live, rough, i),
             spent=state.spent + live,
             zero_gradient=state.zero_gradient + (lost & live),
@@ -193,9 +193,6 @@ class Flow(Iterative):
 
     def pieces(self) -> Flow:
         return replace(self, steps=0, loop=auto_loop)
-
-    def aimed(self) -> Flow:
-        return replace(self, targeted=True)
 
     def scaled(self, factor: ArrayLike) -> Flow:
         limit = jnp.asarray(self.max_shift)

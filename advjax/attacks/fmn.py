@@ -4,21 +4,19 @@ from __future__ import annotations
 
 from typing import Any
 
-import jax
 import jax.numpy as jnp
-import numpy as np
 
-from advjax.attacks._closest import Closest
-from advjax.attacks._iterate import Iterative, Judgement, Loop, auto_loop, judge, outcome
-from advjax.balls import L0, L1, L2, Ball, Linf, concrete
-from advjax.losses import margin
+from advjax.attacks._checks import check_count, check_share
+from advjax.attacks._closest import Closest, farthest
+from advjax.attacks._iterate import Loop, auto_loop
+from advjax.attacks._minimum_norm import MinimumNorm
+from advjax.attacks._rows import vanished
+from advjax.balls import L0, L1, L2, Ball, Linf
 from advjax.types import (
     Array,
     ArrayLike,
     Key,
-    Record,
     example_keys,
-    fold_in_each,
     is_stochastic,
     pytree,
     replace,
@@ -44,7 +42,7 @@ class _State:
 
 
 @pytree
-class FMN(Iterative):
+class FMN(MinimumNorm):
     """Fast minimum-norm attack (Pintor et al. 2021, algorithm 1) in L0, L1, L2 or L-inf.
 
     Each step raises the margin along the L2-normalised gradient inside the ball of the current
@@ -75,121 +73,53 @@ class FMN(Iterative):
     def check(self) -> None:
         if not isinstance(self.ball, L0) and type(self.ball) not in _DUAL:
             raise TypeError(f"FMN: given ball={self.ball!r}; Linf, L2, L1 or L0 is taken")
-        if not isinstance(self.steps, int) or self.steps < 0:
-            raise ValueError(f"FMN: given steps={self.steps!r}; an integer >= 0 is taken")
-        for name in ("gamma", "gamma_final"):
-            gamma = concrete(getattr(self, name))
-            if gamma is not None and not ((gamma > 0) & (gamma < 1)).all():
-                raise ValueError(f"FMN: given {name}={gamma.tolist()}; between 0 and 1 is taken")
-
-    @property
-    def bounds(self) -> tuple[ArrayLike, ArrayLike]:
-        return self.ball.bounds
-
-    def check_fits(self, x: Array) -> None:
-        if jnp.shape(self.ball.eps) not in ((), (x.shape[0],)):
-            raise ValueError(
-                f"eps: given shape {jnp.shape(self.ball.eps)}; a scalar or [{x.shape[0]}], "
-                "one per image, is taken"
-            )
-
-    def _masked(self, delta: Array) -> Array:
-        return delta if self.ball.mask is None else jnp.where(self.ball.mask, delta, 0)
+        check_count("FMN", "steps", self.steps, 0)
+        check_share("FMN", "gamma", self.gamma)
+        check_share("FMN", "gamma_final", self.gamma_final)
 
     def init(self, key: Key, model: Any, x: Array, y: Array) -> _State:
         del y
-        lower, upper = self.bounds
         closest = Closest.start(x)
         none = jnp.zeros_like(closest.first_success)
-        corner = jnp.maximum(x - lower, upper - x)
         first = 1.0 if isinstance(self.ball, L0) else jnp.inf
         return _State(
             keys=example_keys(key, x.shape[0]) if is_stochastic(model) else None,
             x_adv=x,
             radius=jnp.full_like(closest.distance, first),
-            farthest=self.ball.size(self._masked(corner)),
+            farthest=farthest(self.ball, x),
             closest=closest,
             taken=none,
             zero_gradient=none,
             probabilities=none == 0,
         )
 
-    def _judge(
-        self, state: _State, model: Any, x: Array, y: Array, i: Any
-    ) -> tuple[Array, Judgement]:
-        keys: Any = None if state.keys is None else fold_in_each(state.keys, i + 1)
-        return judge(margin, self.targeted, model, x, y, keys)
-
     def step(self, i: Array, state: _State, model: Any, x: Array, y: Array) -> _State:
-        value_and_grad = jax.value_and_grad(
-            lambda x_adv: self._judge(state, model, x_adv, y, i), has_aux=True
-        )
-        (_, judged), grad = value_and_grad(state.x_adv)
-        live, delta = self.live(state), state.x_adv - x
-        distance = self.ball.size(delta)
-        closest = state.closest.keep(state.x_adv, judged.success, distance, i)
-        grad = self._masked(jnp.where(jnp.isfinite(grad), grad, 0))
-        lost = jnp.all(grad == 0, axis=tuple(range(1, x.ndim)))
+        judged, grad = self._look(i, state, model, y)
+        grad = grad if self.ball.mask is None else jnp.where(self.ball.mask, grad, 0)
+        lost, delta = vanished(grad), state.x_adv - x
+        seen = self._seen(i, state, judged, lost, x)
 
-        horizon = self.steps if self.horizon is None else self.horizon
-        cosine = (1 + jnp.cos(jnp.pi * i / jnp.asarray(horizon))) / 2
+        cosine = self._cosine(i)
         gamma = self.gamma_final + (jnp.asarray(self.gamma) - self.gamma_final) * cosine
         step_size = jnp.asarray(self.step_size) * (0.01 + 0.99 * cosine)
         if isinstance(self.ball, L0):
-            radius = _next_count(state.radius, judged.success, closest.distance, gamma)
+            radius = _next_count(state.radius, judged.success, seen.closest.distance, gamma)
         else:
-            shrunk = jnp.minimum(state.radius * (1 - gamma), closest.distance)
+            shrunk = jnp.minimum(state.radius * (1 - gamma), seen.closest.distance)
             slope = _DUAL[type(self.ball)].size(grad)
             ahead = jnp.abs(judged.loss) / jnp.where(slope > 0, slope, 1)
             # A little beyond the crossing: in a linear region the steps else end on the tie.
-            estimate = (distance + ahead) * (1 + jnp.asarray(self.gamma_final))
+            estimate = (self.ball.size(delta) + ahead) * (1 + jnp.asarray(self.gamma_final))
             estimate = jnp.where(slope > 0, estimate, jnp.inf)
-            grown = jnp.where(closest.found, state.radius * (1 + gamma), estimate)
+            grown = jnp.where(seen.closest.found, state.radius * (1 + gamma), estimate)
             radius = jnp.where(judged.success, shrunk, grown)
         radius = jnp.minimum(radius, state.farthest)
         moved = delta + step_size * L2().steepest(grad)
         return replace(
-            state,
+            seen,
             x_adv=replace(self.ball, eps=radius).apply(x, moved),
             radius=radius,
-            closest=closest,
-            taken=state.taken + live,
-            zero_gradient=state.zero_gradient + (lost & live),
-            probabilities=state.probabilities & judged.probabilities,
         )
-
-    def live(self, state: _State) -> Array:
-        return state.closest.distance > 0
-
-    def finish(self, state: _State, model: Any, x: Array, y: Array, *, record: bool) -> Record:
-        keys: Any = None if state.keys is None else fold_in_each(state.keys, 0)
-        return outcome(
-            self,
-            model,
-            x,
-            y,
-            state.closest.within(self.ball, x),
-            keys,
-            record=record,
-            loss=margin,
-            forwards=state.taken,
-            backwards=state.taken,
-            first_success=state.closest.first_success,
-            zero_gradient=state.zero_gradient,
-        )
-
-    def doubts(self, state: _State) -> Array:
-        return state.probabilities
-
-    def pieces(self) -> FMN:
-        horizon = np.float32(max(self.steps, 1)) if self.horizon is None else self.horizon
-        return replace(self, steps=0, horizon=horizon, loop=auto_loop)
-
-    def aimed(self) -> FMN:
-        return replace(self, targeted=True)
-
-    def scaled(self, factor: ArrayLike) -> FMN:
-        return replace(self, ball=self.ball.scaled(factor))
 
 
 def _next_count(count: Array, success: Array, smallest: Array, gamma: Array) -> Array:

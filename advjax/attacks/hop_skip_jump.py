@@ -8,24 +8,17 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from advjax.attacks._closest import Closest, widen
-from advjax.attacks._iterate import Iterative, Loop, auto_loop, outcome
-from advjax.attacks.boundary import (
-    check_decision,
-    check_start,
-    close_enough,
-    first_start,
-    free_pixels,
-)
-from advjax.attacks.nes import check_lengths, only
+from advjax.attacks._checks import check_ball, check_count
+from advjax.attacks._closest import Closest
+from advjax.attacks._iterate import Loop, auto_loop
+from advjax.attacks._rows import only, widen
+from advjax.attacks.boundary import _MODEL, Decision, close_enough, first_start, free_pixels
 from advjax.attacks.oracle import Labels
 from advjax.balls import L2, Ball, Linf
-from advjax.losses import margin
 from advjax.types import (
     Array,
     ArrayLike,
     Key,
-    Record,
     example_keys,
     fold_in_each,
     pytree,
@@ -33,7 +26,6 @@ from advjax.types import (
     static,
 )
 
-_MODEL = 2**31 - 1  # what a key is folded with for a randomised model; no step's number
 _MOST_BISECTIONS = 23  # then the interval is at float32's resolution
 _HALVINGS = 10  # of a step along the gradient, before it counts as failed
 
@@ -65,7 +57,7 @@ class _State:
 
 
 @pytree
-class HopSkipJump(Iterative):
+class HopSkipJump(Decision):
     """HopSkipJump (Chen et al. 2020, algorithm 2), L2 and L-inf, from labels alone.
 
     A round: bisect the way from the image to the adversarial one, down to the boundary (algorithm
@@ -108,18 +100,15 @@ class HopSkipJump(Iterative):
     loop: Loop = static(default=auto_loop)
 
     def check(self) -> None:
-        if not isinstance(self.ball, L2 | Linf):
-            raise TypeError(f"HopSkipJump: given ball={self.ball!r}; L2 or Linf is taken")
-        check_decision("HopSkipJump", self)
+        check_ball("HopSkipJump", self.ball, L2, Linf)
+        super().check()
         for field in ("probes", "max_probes", "chunk"):
-            value = getattr(self, field)
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(f"HopSkipJump: given {field}={value!r}; an integer >= 1 is taken")
+            check_count("HopSkipJump", field, getattr(self, field))
         if not isinstance(self.gamma, float | int) or not self.gamma > 0:
             raise ValueError(f"HopSkipJump: given gamma={self.gamma!r}; a number > 0 is taken")
 
     @property
-    def steps(self) -> int:  # type: ignore[override]
+    def steps(self) -> int:
         """Slots that suffice for an example that needs the fewest queries in every round."""
         slots, spent, number = _HALVINGS, 2, 0
         while spent + 1 + self.probes <= self.queries:
@@ -128,14 +117,6 @@ class HopSkipJump(Iterative):
             slots += _MOST_BISECTIONS + -(-planned // self.chunk) + _HALVINGS
             spent += 1 + planned + 1
         return min(slots + _MOST_BISECTIONS, 2 * self.queries)
-
-    @property
-    def bounds(self) -> tuple[ArrayLike, ArrayLike]:
-        return self.ball.bounds
-
-    def check_fits(self, x: Array) -> None:
-        check_lengths(x, eps=self.ball.eps)
-        check_start(self.start, x)
 
     def _theta(self, x: Array) -> float:
         d = x[0].size
@@ -170,10 +151,6 @@ class HopSkipJump(Iterative):
             total=jnp.zeros_like(x),
             hit_total=jnp.zeros_like(x),
         )
-
-    def _ask(self, keys: Key, labels: Labels, x: Array, y: Array, n: ArrayLike) -> Array:
-        drawn = fold_in_each(fold_in_each(keys, _MODEL), n) if labels.stochastic else None
-        return labels.adversarial(x, y, targeted=self.targeted, key=drawn)
 
     def live(self, state: _State) -> Array:
         hopeless = ~state.closest.found & (state.used > self.start_queries)
@@ -315,30 +292,6 @@ class HopSkipJump(Iterative):
         points = jnp.clip(point + radius * drawn / jnp.where(length > 0, length, 1), lower, upper)
         # What the box left of them; a radius of zero has no direction.
         return (points - point) / jnp.where(radius > 0, radius, 1), points
-
-    def finish(self, state: _State, model: Any, x: Array, y: Array, *, record: bool) -> Record:
-        return outcome(
-            self,
-            model,
-            x,
-            y,
-            state.closest.within(self.ball, x),
-            fold_in_each(fold_in_each(state.keys, _MODEL), self.steps + 2),
-            record=record,
-            loss=margin,
-            forwards=state.used,
-            backwards=0,
-            first_success=state.closest.first_success,
-        )
-
-    def pieces(self) -> HopSkipJump:
-        return replace(self, loop=auto_loop)
-
-    def aimed(self) -> HopSkipJump:
-        return replace(self, targeted=True)
-
-    def scaled(self, factor: ArrayLike) -> HopSkipJump:
-        return replace(self, ball=self.ball.scaled(factor))
 
 
 def _normal(state: _State, x: Array) -> Array:

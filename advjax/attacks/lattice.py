@@ -9,8 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from advjax.attacks._closest import widen
+from advjax.attacks._checks import check_count
 from advjax.attacks._iterate import Attack, judge, outcome
+from advjax.attacks._rows import vanished, widen
 from advjax.balls import Ball, Linf
 from advjax.losses import margin
 from advjax.types import (
@@ -58,8 +59,7 @@ class Lattice(Attack):
                 f"Lattice: given {self.attack!r}; an attack with a ball is taken, and wrappers "
                 "such as Restarts go around: Restarts(Lattice(attack))"
             )
-        if not isinstance(self.levels, int) or self.levels < 2:
-            raise ValueError(f"Lattice: given levels={self.levels!r}; an integer >= 2 is taken")
+        check_count("Lattice", "levels", self.levels, 2)
         if np.ndim(self.ball.lower) or np.ndim(self.ball.upper):
             raise ValueError(
                 f"Lattice: given lower={self.ball.lower}, upper={self.ball.upper}; "
@@ -145,14 +145,10 @@ def _settle(lattice: Lattice, keys: Key, model: Any, x: Array, y: Array, out: Re
         forwards=forwards,
         backwards=out.backwards + spent,
         first_success=out.first_success,
-        zero_gradient=out.zero_gradient + spent * jnp.all(_flat(grad) == 0, axis=1),
+        zero_gradient=out.zero_gradient + spent * vanished(grad),
     )
     first = jnp.where(final.success, final.first_success, -1)
     return replace(final, first_success=first)
-
-
-def _flat(values: Array) -> Array:
-    return values.reshape(values.shape[0], -1)
 
 
 def _roundings(

@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from advjax.attacks._closest import Closest
+from advjax.attacks._checks import check_count
+from advjax.attacks._closest import Closest, farthest
 from advjax.attacks._iterate import Attack, judge, outcome
 from advjax.attacks.compose import Targeted
 from advjax.balls import Ball, concrete
@@ -63,10 +64,7 @@ class MinimalNorm(Attack):
     def check(self) -> None:
         if not isinstance(self.attack, Attack):
             raise TypeError(f"MinimalNorm: given {self.attack!r}; an attack is taken")
-        if not isinstance(self.searches, int) or self.searches < 1:
-            raise ValueError(
-                f"MinimalNorm: given searches={self.searches!r}; an integer >= 1 is taken"
-            )
+        check_count("MinimalNorm", "searches", self.searches)
         core = self._core
         if not isinstance(getattr(core, "ball", None), Ball):
             raise TypeError(f"MinimalNorm: given {self.attack!r}; an attack with a ball is taken")
@@ -134,15 +132,12 @@ def _start(attack: MinimalNorm, keys: Key, model: Any, x: Array, y: Array) -> _S
     """Before the first run: an image that is adversarial as it is has distance zero."""
     drawn: Any = fold_in_each(keys, 0) if is_stochastic(model) else None
     _, judged = judge(margin, attack.targeted, model, x, y, drawn)
-    ball, closest = attack.ball, Closest.start(x)
-    lower, upper = ball.bounds
-    corner = jnp.maximum(x - lower, upper - x)
-    corner = corner if ball.mask is None else jnp.where(ball.mask, corner, 0)
+    closest = Closest.start(x)
     none = jnp.zeros_like(closest.first_success)
     return _Search(
         low=jnp.zeros_like(closest.distance),
         closest=closest.keep(x, judged.success, jnp.zeros_like(closest.distance), 0),
-        farthest=ball.size(corner),
+        farthest=farthest(attack.ball, x),
         forwards=none + 1,
         backwards=none,
         zero_gradient=none,

@@ -8,10 +8,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from advjax.attacks._closest import widen
+from advjax.attacks._checks import check_ball, check_count, check_number, check_per_example
 from advjax.attacks._iterate import Iterative, Loop, LossFn, auto_loop, judge, outcome
+from advjax.attacks._rows import only, row, spread, vanished, widen
 from advjax.attacks.oracle import Scores
-from advjax.balls import Ball, check_finite, concrete
+from advjax.balls import Ball
 from advjax.losses import cross_entropy
 from advjax.types import (
     Array,
@@ -57,7 +58,7 @@ class Probing:
         ``keys [B]`` are consumed. A pair of probes with a loss that is not finite counts as flat.
         """
         size = (self.chunk or self.samples) // 2
-        radius = _column(radius, x)
+        radius = spread(radius, x[:, None])
         mask = attack.ball.mask
         free = 1 if mask is None else jnp.broadcast_to(jnp.asarray(mask) != 0, x.shape)[:, None]
 
@@ -84,55 +85,60 @@ class Probing:
             total = some(0)
         else:  # bounds the memory
             add = lambda c, total: jax.tree.map(jnp.add, total, some(c * size))
-            nothing = (jnp.zeros_like(x), jnp.zeros_like(_row(x)))
+            nothing = (jnp.zeros_like(x), jnp.zeros_like(row(x)))
             total = jax.lax.fori_loop(0, self.samples // (2 * size), add, nothing)
         return total[0] / (self.samples // 2), total[1] / self.samples
 
 
-def check_probing(name: str, attack: Any) -> None:
-    """Raises ValueError on fields that NES and SPSA share."""
-    if not isinstance(attack.ball, Ball):
-        raise TypeError(f"{name}: given ball={attack.ball!r}; a ball such as Linf(eps) is taken")
-    check_finite(name, attack.ball)
-    queries, samples, chunk = attack.queries, attack.samples, attack.chunk
-    if not isinstance(queries, int) or queries < 1:
-        raise ValueError(f"{name}: given queries={queries!r}; an integer >= 1 is taken")
-    if not isinstance(samples, int) or samples < 2 or samples % 2:
-        raise ValueError(f"{name}: given samples={samples!r}; an even integer >= 2 is taken")
-    divides = isinstance(chunk, int) and chunk >= 2 and chunk % 2 == 0 and samples % chunk == 0
-    if chunk is not None and not divides:
-        raise ValueError(
-            f"{name}: given chunk={chunk!r} for {samples} samples; an even divisor is taken"
-        )
+class Probed(Iterative):
+    """Spends ``samples`` queries on a gradient and one where it leads; ends at a success.
 
+    Its state has ``keys``, ``x_adv``, ``fooled``, ``used``, ``first_success``, ``zero_gradient``.
+    """
 
-def check_positive(name: str, attack: Any, *fields: str) -> None:
-    """Raises ValueError on a number that is known and not above zero."""
-    for field in fields:
-        value = concrete(getattr(attack, field))
-        if value is not None and not (value > 0).all():
-            raise ValueError(f"{name}: given {field}={value.tolist()}; numbers > 0 are taken")
+    queries: int
+    samples: int
+    chunk: int | None
+    loss: LossFn
 
+    @property
+    def steps(self) -> int:
+        return (self.queries - 1) // (self.samples + 1)
 
-def check_lengths(x: Array, **numbers: ArrayLike) -> None:
-    """Raises ValueError on a number that is neither one nor one per image."""
-    for name, value in numbers.items():
-        if jnp.shape(value) not in ((), (x.shape[0],)):
+    def check(self) -> None:
+        name, samples, chunk = type(self).__name__, self.samples, self.chunk
+        check_ball(name, self.ball, finite=True)
+        check_count(name, "queries", self.queries)
+        if not isinstance(samples, int) or samples < 2 or samples % 2:
+            raise ValueError(f"{name}: given samples={samples!r}; an even integer >= 2 is taken")
+        divides = isinstance(chunk, int) and chunk >= 2 and chunk % 2 == 0 and samples % chunk == 0
+        if chunk is not None and not divides:
             raise ValueError(
-                f"{name}: given shape {jnp.shape(value)}; a scalar or [{x.shape[0]}], "
-                "one per image, is taken"
+                f"{name}: given chunk={chunk!r} for {samples} samples; an even divisor is taken"
             )
 
+    def _fooled(self, keys: Key, scores: Scores, x: Array, y: Array, n: ArrayLike) -> Array:
+        drawn = fold_in_each(fold_in_each(keys, _MODEL), n) if scores.stochastic else None
+        return judge(self.loss, self.targeted, scores, x, y, drawn)[1].success
 
-def _row(x: Array) -> Array:
-    """``[B]``, sharded like the batch."""
-    return x[(slice(None),) + (0,) * (x.ndim - 1)]
+    def live(self, state: Any) -> Array:
+        return ~state.fooled & (state.used + self.samples + 1 <= self.queries)
 
-
-def _column(value: ArrayLike, x: Array) -> Array:
-    """A scalar or ``[B]`` value, shaped to broadcast over ``[B, probes, ...]``."""
-    value = jnp.asarray(value, x.dtype)
-    return value.reshape(value.shape + (1,) * x.ndim) if value.ndim else value
+    def finish(self, state: Any, model: Any, x: Array, y: Array, *, record: bool) -> Record:
+        return outcome(
+            self,
+            model,
+            x,
+            y,
+            state.x_adv,
+            fold_in_each(fold_in_each(state.keys, _MODEL), self.steps + 2),
+            record=record,
+            loss=self.loss,
+            forwards=state.used,
+            backwards=0,
+            first_success=state.first_success,
+            zero_gradient=state.zero_gradient,
+        )
 
 
 @pytree
@@ -155,7 +161,7 @@ _WINDOW = 5  # steps over which the loss must not fall, else the step is halved
 
 
 @pytree
-class NES(Iterative):
+class NES(Probed):
     """PGD along gradients estimated from scores (Ilyas et al. 2018, section 2.2, algorithm 1).
 
     Every step spends ``samples`` queries around the image and one on the image it moves to; an
@@ -192,35 +198,27 @@ class NES(Iterative):
     loop: Loop = static(default=auto_loop)
 
     def check(self) -> None:
-        check_probing("NES", self)
-        check_positive("NES", self, "sigma")
+        super().check()
+        check_number("NES", "sigma", self.sigma)
         if self.step_size is None:
             object.__setattr__(self, "step_size", self.ball.eps / 5)
         if self.min_step_size is None:
             object.__setattr__(self, "min_step_size", self.step_size / 200)
 
-    @property
-    def steps(self) -> int:  # type: ignore[override]
-        return (self.queries - 1) // (self.samples + 1)
-
-    @property
-    def bounds(self) -> tuple[ArrayLike, ArrayLike]:
-        return self.ball.bounds
-
     def check_fits(self, x: Array) -> None:
         names = ("sigma", "step_size", "min_step_size", "momentum")
-        check_lengths(x, eps=self.ball.eps, **{name: getattr(self, name) for name in names})
+        check_per_example(x, eps=self.ball.eps, **{name: getattr(self, name) for name in names})
 
     def init(self, key: Key, model: Any, x: Array, y: Array) -> _State:
         keys = example_keys(key, x.shape[0])
-        fooled = self._judge(keys, Scores(model), x, y, 0)
-        none = jnp.zeros_like(_row(x), dtype=jnp.int32)
+        fooled = self._fooled(keys, Scores(model), x, y, 0)
+        none = jnp.zeros_like(row(x), dtype=jnp.int32)
         return _State(
             keys=keys,
             x_adv=x,
             gradient=jnp.zeros_like(x),
-            step_size=_row(x) * 0 + jnp.asarray(self.step_size, x.dtype),
-            window=jnp.zeros_like(_row(x))[:, None] + jnp.zeros(_WINDOW, x.dtype),
+            step_size=row(x) * 0 + jnp.asarray(self.step_size, x.dtype),
+            window=jnp.zeros_like(row(x))[:, None] + jnp.zeros(_WINDOW, x.dtype),
             filled=none,
             fooled=fooled,
             used=none + 1,
@@ -228,19 +226,12 @@ class NES(Iterative):
             zero_gradient=none,
         )
 
-    def _judge(self, keys: Key, scores: Scores, x: Array, y: Array, n: ArrayLike) -> Array:
-        drawn = fold_in_each(fold_in_each(keys, _MODEL), n) if scores.stochastic else None
-        return judge(self.loss, self.targeted, scores, x, y, drawn)[1].success
-
-    def live(self, state: _State) -> Array:
-        return ~state.fooled & (state.used + self.samples + 1 <= self.queries)
-
     def step(self, i: Array, state: _State, model: Any, x: Array, y: Array) -> _State:
         scores, live = Scores(model), self.live(state)
         probing = Probing(draw=jax.random.normal, samples=self.samples, chunk=self.chunk)
         keys = fold_in_each(state.keys, i)
         new, level = probing.estimate(self, scores, state.x_adv, y, keys, self.sigma)
-        decay = _widened(self.momentum, x)
+        decay = spread(self.momentum, x)
         gradient = decay * state.gradient + (1 - decay) * new
 
         window = jnp.concatenate([state.window[:, 1:], level[:, None]], axis=1)
@@ -251,8 +242,8 @@ class NES(Iterative):
 
         moved = state.x_adv + widen(step_size, x) * self.ball.steepest(gradient, state.x_adv)
         x_adv = self.ball.apply(x, moved - x)
-        fooled = live & self._judge(state.keys, scores, x_adv, y, i + 1)
-        lost = jnp.all(new == 0, axis=tuple(range(1, x.ndim)))
+        fooled = live & self._fooled(state.keys, scores, x_adv, y, i + 1)
+        lost = vanished(new)
         used = state.used + self.samples + 1
         after = _State(
             keys=state.keys,
@@ -268,28 +259,6 @@ class NES(Iterative):
         )
         return only(live, after, state)
 
-    def finish(self, state: _State, model: Any, x: Array, y: Array, *, record: bool) -> Record:
-        return outcome(
-            self,
-            model,
-            x,
-            y,
-            state.x_adv,
-            fold_in_each(fold_in_each(state.keys, _MODEL), self.steps + 2),
-            record=record,
-            loss=self.loss,
-            forwards=state.used,
-            backwards=0,
-            first_success=state.first_success,
-            zero_gradient=state.zero_gradient,
-        )
-
-    def pieces(self) -> NES:
-        return replace(self, loop=auto_loop)
-
-    def aimed(self) -> NES:
-        return replace(self, targeted=True)
-
     def scaled(self, factor: ArrayLike) -> NES:
         return replace(
             self,
@@ -297,19 +266,3 @@ class NES(Iterative):
             step_size=jnp.multiply(self.step_size, factor),
             min_step_size=jnp.multiply(self.min_step_size, factor),
         )
-
-
-def _widened(value: ArrayLike, x: Array) -> Array:
-    value = jnp.asarray(value, x.dtype)
-    return widen(value, x) if value.ndim else value
-
-
-def only(live: Array, new: Any, old: Any) -> Any:
-    """The new state of the live examples and the old one of the others."""
-
-    def pick(new: Array, old: Array) -> Array:
-        if new is old or not jnp.ndim(new):
-            return new
-        return jnp.where(widen(live, new), new, old)
-
-    return jax.tree.map(pick, new, old)

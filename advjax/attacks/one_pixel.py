@@ -8,8 +8,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from advjax.attacks._closest import widen
+from advjax.attacks._checks import check_ball, check_count, check_pictures
 from advjax.attacks._iterate import Iterative, Loop, LossFn, auto_loop, judge, outcome
+from advjax.attacks._rows import widen
 from advjax.balls import L0
 from advjax.losses import cross_entropy
 from advjax.types import (
@@ -81,14 +82,9 @@ class OnePixel(Iterative):
     loop: Loop = static(default=auto_loop)
 
     def check(self) -> None:
-        if not isinstance(self.ball, L0):
-            raise TypeError(f"OnePixel: given ball={self.ball!r}; a ball L0(features) is taken")
+        check_ball("OnePixel", self.ball, L0, taken="a ball L0(features)")
         for name, least in (("pixels", 1), ("population", 4), ("steps", 0), ("chunk", 1)):
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < least:
-                raise ValueError(
-                    f"OnePixel: given {name}={value!r}; an integer >= {least} is taken"
-                )
+            check_count("OnePixel", name, getattr(self, name), least)
         object.__setattr__(self, "chunk", min(self.chunk, self.population))
         if self.population % self.chunk:
             raise ValueError(
@@ -96,18 +92,9 @@ class OnePixel(Iterative):
                 "is taken"
             )
 
-    @property
-    def bounds(self) -> tuple[ArrayLike, ArrayLike]:
-        return self.ball.bounds
-
     def check_fits(self, x: Array) -> None:
-        if x.ndim != 4:
-            raise ValueError(f"OnePixel: given images of shape {x.shape}; [B, H, W, C] is taken")
-        if jnp.shape(self.ball.eps) not in ((), (x.shape[0],)):
-            raise ValueError(
-                f"eps: given shape {jnp.shape(self.ball.eps)}; a scalar or [{x.shape[0]}], "
-                "one per image, is taken"
-            )
+        check_pictures("OnePixel", x)
+        super().check_fits(x)
 
     @property
     def _parts(self) -> int:
@@ -203,7 +190,7 @@ class OnePixel(Iterative):
         new = jnp.where(fitter[..., None, None], genes, cut(state.parents))
         new_fitness = jnp.maximum(loss, cut(state.fitness))
         put = lambda old, new: jax.lax.dynamic_update_slice_in_dim(
-            old, jnp.where(live.reshape((-1,) + (1,) * (new.ndim - 1)), new, cut(old)),
+            old, jnp.where(widen(live, new), new, cut(old)),
             part * self.chunk, axis=1,
         )  # fmt: skip
         children = put(state.children, new)
@@ -261,9 +248,3 @@ class OnePixel(Iterative):
 
     def pieces(self) -> OnePixel:
         return replace(self, steps=0, loop=auto_loop)
-
-    def aimed(self) -> OnePixel:
-        return replace(self, targeted=True)
-
-    def scaled(self, factor: ArrayLike) -> OnePixel:
-        return replace(self, ball=self.ball.scaled(factor))

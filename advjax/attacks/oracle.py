@@ -17,11 +17,8 @@ from advjax.types import Array, Key, as_model, is_stochastic, pytree
 
 
 @pytree
-class Scores:
-    """A model that tells its logits and no gradient; itself a model.
-
-    ``Scores(model)(x) -> [B, K]``. A randomised model stays one and wants ``key=``.
-    """
+class _Oracle:
+    """What wraps a model and passes on whether it is randomised."""
 
     model: Any = dataclasses.field(kw_only=False)
 
@@ -31,26 +28,25 @@ class Scores:
     @property
     def stochastic(self) -> bool:
         return is_stochastic(self.model)
+
+
+@pytree
+class Scores(_Oracle):
+    """A model that tells its logits and no gradient; itself a model.
+
+    ``Scores(model)(x) -> [B, K]``. A randomised model stays one and wants ``key=``.
+    """
 
     def __call__(self, x: Array, *, key: Key | None = None) -> Array:
         return _logits(self.model, x, key)
 
 
 @pytree
-class Labels:
+class Labels(_Oracle):
     """A model that tells its class and nothing else.
 
     ``Labels(model)(x) -> [B]`` int32; ``[S, B]`` where a randomised model answers in S draws.
     """
-
-    model: Any = dataclasses.field(kw_only=False)
-
-    def check(self) -> None:
-        object.__setattr__(self, "model", as_model(self.model))
-
-    @property
-    def stochastic(self) -> bool:
-        return is_stochastic(self.model)
 
     def __call__(self, x: Array, *, key: Key | None = None) -> Array:
         return jnp.argmax(_logits(self.model, x, key), axis=-1).astype(jnp.int32)

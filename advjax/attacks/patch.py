@@ -11,8 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from advjax.attacks._checks import check_count, check_pictures, check_unbounded
 from advjax.attacks._iterate import Attack, LossFn, judge, outcome
-from advjax.attacks.spatial import bilinear, check_pictures, check_unbounded, pixel_positions
+from advjax.attacks.spatial import bilinear, pixel_positions
 from advjax.balls import L2, Ball, concrete
 from advjax.checks import check_batch
 from advjax.losses import cross_entropy
@@ -248,8 +249,7 @@ def train_patch(
       ValueError: on a wrong shape, or images outside the box.
     """
     for name, count in (("steps", steps), ("batch_size", batch_size), ("size", size or 1)):
-        if not isinstance(count, int) or count < 1:
-            raise ValueError(f"train_patch: given {name}={count!r}; an integer >= 1 is taken")
+        check_count("train_patch", name, count)
     model = as_model(model)
     shape = np.shape(x)
     y = jnp.broadcast_to(jnp.asarray(y), shape[:1])

@@ -8,13 +8,11 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
+from advjax.attacks._checks import check_count, check_number, check_per_example
 from advjax.attacks._closest import Closest, widen
 from advjax.attacks._iterate import Iterative, Judgement, Loop, auto_loop, judge, outcome
 from advjax.attacks._tradeoff import (
     Adam,
-    check_count,
-    check_number,
-    check_per_example,
     on_mask,
     over_features,
 )
@@ -112,13 +110,9 @@ class Penalised(Iterative):
                 check_number("Penalised", name, getattr(self, name))
         check_number("Penalised", "confidence", self.confidence, zero=True)
 
-    @property
-    def bounds(self) -> tuple[ArrayLike, ArrayLike]:
-        return self.ball.bounds
-
     def check_fits(self, x: Array) -> None:
         check_per_example(
-            x.shape[0],
+            x,
             eps=self.ball.eps,
             weight=1 if self.weight is None else self.weight,
             confidence=self.confidence,
@@ -216,9 +210,3 @@ class Penalised(Iterative):
 
     def pieces(self) -> Penalised:
         return replace(self, steps=0, loop=auto_loop)
-
-    def aimed(self) -> Penalised:
-        return replace(self, targeted=True)
-
-    def scaled(self, factor: ArrayLike) -> Penalised:
-        return replace(self, ball=self.ball.scaled(factor))

@@ -7,8 +7,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from advjax.attacks._checks import check_ball, check_count, check_number, check_per_example
 from advjax.attacks._iterate import Iterative, Judgement, Loop, LossFn, auto_loop, judge, outcome
-from advjax.balls import Ball, check_finite, concrete
+from advjax.attacks._rows import row, spread, widen
+from advjax.balls import Ball
 from advjax.losses import cross_entropy
 from advjax.types import (
     Array,
@@ -80,28 +82,14 @@ class PGD(Iterative):
     loop: Loop = static(default=auto_loop)
 
     def check(self) -> None:
-        if not isinstance(self.ball, Ball):
-            raise TypeError(f"PGD: given ball={self.ball!r}; a ball such as Linf(eps) is taken")
-        check_finite("PGD", self.ball)
-        if not isinstance(self.steps, int) or self.steps < 0:
-            raise ValueError(f"PGD: given steps={self.steps!r}; an integer >= 0 is taken")
+        check_ball("PGD", self.ball, finite=True)
+        check_count("PGD", "steps", self.steps, 0)
         if self.step_size is None:
             object.__setattr__(self, "step_size", 2.5 * self.ball.eps / max(self.steps, 1))
-        step = concrete(self.step_size)
-        if step is not None and not (step >= 0).all():
-            raise ValueError(f"PGD: given step_size={step.tolist()}; numbers >= 0 are taken")
-
-    @property
-    def bounds(self) -> tuple[ArrayLike, ArrayLike]:
-        return self.ball.bounds
+        check_number("PGD", "step_size", self.step_size, zero=True)
 
     def check_fits(self, x: Array) -> None:
-        for name, value in (("eps", self.ball.eps), ("step_size", self.step_size)):
-            if jnp.shape(value) not in ((), (x.shape[0],)):
-                raise ValueError(
-                    f"{name}: given shape {jnp.shape(value)}; a scalar or [{x.shape[0]}], "
-                    "one per image, is taken"
-                )
+        check_per_example(x, eps=self.ball.eps, step_size=self.step_size)
 
     def init(self, key: Key, model: Any, x: Array, y: Array) -> _State:
         del y
@@ -110,7 +98,7 @@ class PGD(Iterative):
         if self.random_start:
             start = self.ball.sample(fold_in_each(keys, _START), x)
             x_adv = self.ball.apply(x, start) if self.start_in_box else x + start
-        per_example = x_adv[(slice(None),) + (0,) * (x.ndim - 1)]
+        per_example = row(x_adv)
         none = jnp.zeros_like(per_example, dtype=jnp.int32)
         return _State(
             taken=jnp.zeros((), jnp.int32),
@@ -145,9 +133,7 @@ class PGD(Iterative):
             mean = jnp.mean(jnp.abs(grad), axis=features, keepdims=True)
             velocity = jnp.asarray(self.momentum) * velocity + grad / jnp.where(mean > 0, mean, 1)
             grad = velocity
-        step_size = jnp.asarray(self.step_size, x.dtype)
-        step_size = step_size.reshape(step_size.shape + (1,) * (x.ndim - 1) * step_size.ndim)
-        moved = state.x_adv + step_size * self.ball.steepest(grad, state.x_adv)
+        moved = state.x_adv + spread(self.step_size, x) * self.ball.steepest(grad, state.x_adv)
         return replace(
             state,
             taken=i + 1,
@@ -169,7 +155,7 @@ class PGD(Iterative):
         better = (judged.success & ~state.best_success) | (
             (judged.success == state.best_success) & (judged.loss > state.best_loss)
         )
-        wide = better.reshape(better.shape + (1,) * (state.x_adv.ndim - 1))
+        wide = widen(better, state.x_adv)
         return replace(
             state,
             best=jnp.where(wide, state.x_adv, state.best),
@@ -205,9 +191,6 @@ class PGD(Iterative):
 
     def pieces(self) -> PGD:
         return replace(self, steps=0, loop=auto_loop)
-
-    def aimed(self) -> PGD:
-        return replace(self, targeted=True)
 
     def scaled(self, factor: ArrayLike) -> PGD:
         return replace(

@@ -11,8 +11,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from advjax.attacks._closest import widen
+from advjax.attacks._checks import check_ball, check_count, check_number, check_per_example
 from advjax.attacks._iterate import Attack, Iterative, Loop, LossFn, auto_loop, judge, outcome
+from advjax.attacks._rows import widen
 from advjax.balls import L0, concrete
 from advjax.checks import is_traced
 from advjax.losses import margin
@@ -155,17 +156,13 @@ class JSMA(Attack):
     loop: Loop = static(default=auto_loop)
 
     def check(self) -> None:
-        if not isinstance(self.ball, L0):
-            raise TypeError(f"JSMA: given ball={self.ball!r}; a ball L0(features) is taken")
-        if self.steps is not None and (not isinstance(self.steps, int) or self.steps < 0):
-            raise ValueError(f"JSMA: given steps={self.steps!r}; an integer >= 0 or None is taken")
+        check_ball("JSMA", self.ball, L0, taken="a ball L0(features)")
+        check_count("JSMA", "steps", self.steps, 0, none=True)
         eps, theta = concrete(self.ball.eps), concrete(self.theta)
         if self.upsilon is None:
             free = eps is not None and np.isinf(eps).all()
             object.__setattr__(self, "upsilon", np.float32(_UPSILON if free else 1))
-        upsilon = concrete(self.upsilon)
-        if upsilon is not None and not (upsilon >= 0).all():
-            raise ValueError(f"JSMA: given upsilon={upsilon.tolist()}; numbers >= 0 are taken")
+        check_number("JSMA", "upsilon", self.upsilon, zero=True)
         if theta is not None and not (np.isfinite(theta) & (theta != 0)).all():
             raise ValueError(f"JSMA: given theta={theta.tolist()}; numbers but 0 are taken")
 
@@ -174,16 +171,7 @@ class JSMA(Attack):
         return self.ball.bounds
 
     def check_fits(self, x: Array) -> None:
-        for name, value in (
-            ("eps", self.ball.eps),
-            ("theta", self.theta),
-            ("upsilon", self.upsilon),
-        ):
-            if jnp.shape(value) not in ((), (x.shape[0],)):
-                raise ValueError(
-                    f"{name}: given shape {jnp.shape(value)}; a scalar or [{x.shape[0]}], "
-                    "one per image, is taken"
-                )
+        check_per_example(x, eps=self.ball.eps, theta=self.theta, upsilon=self.upsilon)
 
     def solve(self, key: Key, model: Any, x: Array, y: Array, *, record: bool) -> Record:
         keys = example_keys(key, x.shape[0])

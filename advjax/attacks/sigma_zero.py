@@ -4,22 +4,21 @@ from __future__ import annotations
 
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-from advjax.attacks._closest import Closest, widen
-from advjax.attacks._iterate import Iterative, Judgement, Loop, auto_loop, judge, outcome
-from advjax.balls import L0, Ball, concrete
-from advjax.losses import margin
+from advjax.attacks._checks import check_ball, check_count, check_number
+from advjax.attacks._closest import Closest
+from advjax.attacks._iterate import Loop, auto_loop
+from advjax.attacks._minimum_norm import MinimumNorm
+from advjax.attacks._rows import vanished, widen
+from advjax.balls import L0, Ball
 from advjax.types import (
     Array,
     ArrayLike,
     Key,
-    Record,
     example_keys,
-    fold_in_each,
     is_stochastic,
     pytree,
     replace,
@@ -44,7 +43,7 @@ class _State:
 
 
 @pytree
-class SigmaZero(Iterative):
+class SigmaZero(MinimumNorm):
     """Sigma-zero (Cina et al. 2025, algorithm 1): minimum L0.
 
     Adam lowers ``max(-margin, 0) + mean(delta^2 / (delta^2 + sigma))``, whose second term is a
@@ -75,24 +74,9 @@ class SigmaZero(Iterative):
     loop: Loop = static(default=auto_loop)
 
     def check(self) -> None:
-        if not isinstance(self.ball, L0):
-            raise TypeError(f"SigmaZero: given ball={self.ball!r}; an L0 ball is taken")
-        if not isinstance(self.steps, int) or self.steps < 0:
-            raise ValueError(f"SigmaZero: given steps={self.steps!r}; an integer >= 0 is taken")
-        sigma = concrete(self.sigma)
-        if sigma is not None and not (sigma > 0).all():
-            raise ValueError(f"SigmaZero: given sigma={sigma.tolist()}; numbers > 0 are taken")
-
-    @property
-    def bounds(self) -> tuple[ArrayLike, ArrayLike]:
-        return self.ball.bounds
-
-    def check_fits(self, x: Array) -> None:
-        if jnp.shape(self.ball.eps) not in ((), (x.shape[0],)):
-            raise ValueError(
-                f"eps: given shape {jnp.shape(self.ball.eps)}; a scalar or [{x.shape[0]}], "
-                "one per image, is taken"
-            )
+        check_ball("SigmaZero", self.ball, L0, taken="an L0 ball")
+        check_count("SigmaZero", "steps", self.steps, 0)
+        check_number("SigmaZero", "sigma", self.sigma)
 
     def init(self, key: Key, model: Any, x: Array, y: Array) -> _State:
         del y
@@ -109,22 +93,10 @@ class SigmaZero(Iterative):
             probabilities=none == 0,
         )
 
-    def _judge(
-        self, state: _State, model: Any, x: Array, y: Array, i: Any
-    ) -> tuple[Array, Judgement]:
-        keys: Any = None if state.keys is None else fold_in_each(state.keys, i + 1)
-        return judge(margin, self.targeted, model, x, y, keys)
-
     def step(self, i: Array, state: _State, model: Any, x: Array, y: Array) -> _State:
-        value_and_grad = jax.value_and_grad(
-            lambda x_adv: self._judge(state, model, x_adv, y, i), has_aux=True
-        )
-        (_, judged), grad = value_and_grad(state.x_adv)
-        live, delta = self.live(state), state.x_adv - x
-        closest = state.closest.keep(state.x_adv, judged.success, self.ball.size(delta), i)
-        grad = jnp.where(jnp.isfinite(grad), grad, 0)
-        short = judged.loss <= 0
-        lost = short & jnp.all(grad == 0, axis=tuple(range(1, x.ndim)))
+        judged, grad = self._look(i, state, model, y)
+        short, delta = judged.loss <= 0, state.x_adv - x
+        lost = short & vanished(grad)
 
         sigma, features = jnp.asarray(self.sigma), x.size // x.shape[0]
         count_slope = 2 * sigma * delta / (delta**2 + sigma) ** 2 / features
@@ -137,50 +109,11 @@ class SigmaZero(Iterative):
         threshold = jnp.clip(threshold, 0, np.max(upper - lower))
         kept = jnp.abs(x_adv - x) >= widen(threshold, x)
         return replace(
-            state,
+            self._seen(i, state, judged, lost, x),
             x_adv=jnp.where(kept, x_adv, x),
             adam=adam,
             threshold=threshold,
-            closest=closest,
-            taken=state.taken + live,
-            zero_gradient=state.zero_gradient + (lost & live),
-            probabilities=state.probabilities & judged.probabilities,
         )
 
     def _step_size(self, i: Array) -> Array:
-        horizon = self.steps if self.horizon is None else self.horizon
-        cosine = (1 + jnp.cos(jnp.pi * i / jnp.asarray(horizon))) / 2
-        return jnp.asarray(self.step_size) * (0.1 + 0.9 * cosine)
-
-    def live(self, state: _State) -> Array:
-        return state.closest.distance > 0
-
-    def finish(self, state: _State, model: Any, x: Array, y: Array, *, record: bool) -> Record:
-        keys: Any = None if state.keys is None else fold_in_each(state.keys, 0)
-        return outcome(
-            self,
-            model,
-            x,
-            y,
-            state.closest.within(self.ball, x),
-            keys,
-            record=record,
-            loss=margin,
-            forwards=state.taken,
-            backwards=state.taken,
-            first_success=state.closest.first_success,
-            zero_gradient=state.zero_gradient,
-        )
-
-    def doubts(self, state: _State) -> Array:
-        return state.probabilities
-
-    def pieces(self) -> SigmaZero:
-        horizon = np.float32(max(self.steps, 1)) if self.horizon is None else self.horizon
-        return replace(self, steps=0, horizon=horizon, loop=auto_loop)
-
-    def aimed(self) -> SigmaZero:
-        return replace(self, targeted=True)
-
-    def scaled(self, factor: ArrayLike) -> SigmaZero:
-        return replace(self, ball=self.ball.scaled(factor))
+        return jnp.asarray(self.step_size) * (0.1 + 0.9 * self._cosine(i))

@@ -7,11 +7,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from advjax.attacks._closest import widen
+from advjax.attacks._checks import check_ball, check_count, check_number, check_per_example
 from advjax.attacks._iterate import Iterative, Judgement, Loop, auto_loop, judge, outcome
-from advjax.attacks.nes import check_lengths, check_positive, only
+from advjax.attacks._rows import only, spread, widen
 from advjax.attacks.oracle import Scores
-from advjax.balls import Ball, check_finite
+from advjax.balls import Ball
 from advjax.losses import cross_entropy
 from advjax.types import (
     Array,
@@ -76,27 +76,19 @@ class SimBA(Iterative):
     loop: Loop = static(default=auto_loop)
 
     def check(self) -> None:
-        if not isinstance(self.ball, Ball):
-            raise TypeError(f"SimBA: given ball={self.ball!r}; a ball such as L2(eps) is taken")
-        check_finite("SimBA", self.ball)
-        check_positive("SimBA", self, "step_size")
-        for name in ("queries", "freq_dims"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(f"SimBA: given {name}={value!r}; an integer >= 1 is taken")
+        check_ball("SimBA", self.ball, finite=True)
+        check_number("SimBA", "step_size", self.step_size)
+        check_count("SimBA", "queries", self.queries)
+        check_count("SimBA", "freq_dims", self.freq_dims)
         if self.basis not in _BASES:
             raise ValueError(f"SimBA: given basis={self.basis!r}; one of {_BASES} is taken")
 
     @property
-    def steps(self) -> int:  # type: ignore[override]
+    def steps(self) -> int:
         return self.queries - 1
 
-    @property
-    def bounds(self) -> tuple[ArrayLike, ArrayLike]:
-        return self.ball.bounds
-
     def check_fits(self, x: Array) -> None:
-        check_lengths(x, eps=self.ball.eps, step_size=self.step_size)
+        check_per_example(x, eps=self.ball.eps, step_size=self.step_size)
         if self.basis == "dct" and x.ndim != 4:
             raise ValueError(f"SimBA: given images {x.shape}; basis='dct' takes [B, H, W, C]")
 
@@ -158,9 +150,7 @@ class SimBA(Iterative):
     def step(self, i: Array, state: _State, model: Any, x: Array, y: Array) -> _State:
         live = self.live(state)
         which = jnp.take_along_axis(state.order, (state.turn % state.available)[:, None], axis=1)
-        length = jnp.asarray(self.step_size, x.dtype)
-        length = widen(length, x) if length.ndim else length
-        along = length * self._direction(which[:, 0], x)
+        along = spread(self.step_size, x) * self._direction(which[:, 0], x)
         minus = self.ball.apply(x, state.x_adv - along - x)
         plus = self.ball.apply(x, state.x_adv + along - x)
         second = state.second | self._undone(minus - state.x_adv)
@@ -196,12 +186,6 @@ class SimBA(Iterative):
             backwards=0,
             first_success=state.first_success,
         )
-
-    def pieces(self) -> SimBA:
-        return replace(self, loop=auto_loop)
-
-    def aimed(self) -> SimBA:
-        return replace(self, targeted=True)
 
     def scaled(self, factor: ArrayLike) -> SimBA:
         return replace(

@@ -9,8 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from advjax.attacks._closest import widen
+from advjax.attacks._checks import check_count, check_per_example, check_pictures, check_unbounded
 from advjax.attacks._iterate import Iterative, Loop, LossFn, auto_loop, judge, outcome
+from advjax.attacks._rows import widen
 from advjax.balls import L2, Ball, concrete
 from advjax.losses import cross_entropy
 from advjax.types import (
@@ -87,23 +88,6 @@ def rotate_and_shift(
     return jax.vmap(one)(x, degrees, down, right)
 
 
-def check_unbounded(attack: str, ball: Any) -> None:
-    """Raises unless the ball is one without eps and mask, which gives the box and the norm."""
-    if not isinstance(ball, Ball):
-        raise TypeError(f"{attack}: given ball={ball!r}; a ball such as L2() is taken")
-    eps = concrete(ball.eps)
-    if eps is not None and not np.isinf(eps).all():
-        raise ValueError(f"{attack}: given eps={eps.tolist()}; a ball without eps is taken")
-    if ball.mask is not None:
-        raise ValueError(f"{attack}: given a mask; a ball without one is taken, all pixels move")
-
-
-def check_pictures(attack: str, x: Array) -> None:
-    """Raises ValueError unless the images are ``[B, H, W, C]``."""
-    if x.ndim != 4:
-        raise ValueError(f"{attack}: given images of shape {x.shape}; [B, H, W, C] is taken")
-
-
 @pytree
 class _State:
     """Between two transformations: the worst image so far and the tallies."""
@@ -160,30 +144,18 @@ class Spatial(Iterative):
                 raise ValueError(
                     f"Spatial: given {name}={value.tolist()}; finite numbers >= 0 are taken"
                 )
-        for name in ("shifts", "rotations", "draws"):
-            count = getattr(self, name)
-            if not (isinstance(count, int) and count >= 1) and not (
-                name == "draws" and count is None
-            ):
-                raise ValueError(f"Spatial: given {name}={count!r}; an integer >= 1 is taken")
+        check_count("Spatial", "shifts", self.shifts)
+        check_count("Spatial", "rotations", self.rotations)
+        check_count("Spatial", "draws", self.draws, none=True)
 
     @property
-    def steps(self) -> int:  # type: ignore[override]
+    def steps(self) -> int:
         """Number of transformations."""
         return self.rotations * self.shifts**2 if self.draws is None else self.draws
 
-    @property
-    def bounds(self) -> tuple[ArrayLike, ArrayLike]:
-        return self.ball.bounds
-
     def check_fits(self, x: Array) -> None:
         check_pictures("Spatial", x)
-        for name in ("max_shift", "max_rotation"):
-            if jnp.shape(getattr(self, name)) not in ((), (x.shape[0],)):
-                raise ValueError(
-                    f"Spatial: given {name} of shape {jnp.shape(getattr(self, name))}; "
-                    f"a scalar or [{x.shape[0]}], one per image, is taken"
-                )
+        check_per_example(x, max_shift=self.max_shift, max_rotation=self.max_rotation)
 
     def init(self, key: Key, model: Any, x: Array, y: Array) -> _State:
         drawn = self.draws is not None or is_stochastic(model)
@@ -261,9 +233,6 @@ class Spatial(Iterative):
 
     def pieces(self) -> Spatial:
         return replace(self, draws=None if self.draws is None else 1, loop=auto_loop)
-
-    def aimed(self) -> Spatial:
-        return replace(self, targeted=True)
 
     def scaled(self, factor: ArrayLike) -> Spatial:
         return replace(

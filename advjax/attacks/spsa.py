@@ -8,8 +8,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from advjax.attacks._iterate import Iterative, Loop, LossFn, auto_loop, judge, outcome
-from advjax.attacks.nes import Probing, check_lengths, check_positive, check_probing, only
+from advjax.attacks._checks import check_number, check_per_example
+from advjax.attacks._iterate import Loop, LossFn, auto_loop
+from advjax.attacks._rows import only, spread, vanished
+from advjax.attacks.nes import Probed, Probing
 from advjax.attacks.oracle import Scores
 from advjax.balls import Ball
 from advjax.losses import margin
@@ -17,7 +19,6 @@ from advjax.types import (
     Array,
     ArrayLike,
     Key,
-    Record,
     example_keys,
     fold_in_each,
     pytree,
@@ -25,7 +26,6 @@ from advjax.types import (
     static,
 )
 
-_MODEL = 2**31 - 1  # what a key is folded with for a randomised model; no step's number
 _ADAM = optax.scale_by_adam()
 
 
@@ -43,7 +43,7 @@ class _State:
 
 
 @pytree
-class SPSA(Iterative):
+class SPSA(Probed):
     """Adam on the image with SPSA's gradients (Uesato et al. 2018, section 3.1, algorithm 1).
 
     Every step spends ``samples`` queries at ``x +- delta * direction``, with directions of random
@@ -75,23 +75,15 @@ class SPSA(Iterative):
     loop: Loop = static(default=auto_loop)
 
     def check(self) -> None:
-        check_probing("SPSA", self)
-        check_positive("SPSA", self, "delta")
-
-    @property
-    def steps(self) -> int:  # type: ignore[override]
-        return (self.queries - 1) // (self.samples + 1)
-
-    @property
-    def bounds(self) -> tuple[ArrayLike, ArrayLike]:
-        return self.ball.bounds
+        super().check()
+        check_number("SPSA", "delta", self.delta)
 
     def check_fits(self, x: Array) -> None:
-        check_lengths(x, eps=self.ball.eps, delta=self.delta, step_size=self.step_size)
+        check_per_example(x, eps=self.ball.eps, delta=self.delta, step_size=self.step_size)
 
     def init(self, key: Key, model: Any, x: Array, y: Array) -> _State:
         keys, none = example_keys(key, x.shape[0]), jnp.zeros_like(y)
-        fooled = self._judge(keys, Scores(model), x, y, 0)
+        fooled = self._fooled(keys, Scores(model), x, y, 0)
         return _State(
             keys=keys,
             x_adv=x,
@@ -102,25 +94,16 @@ class SPSA(Iterative):
             zero_gradient=none,
         )
 
-    def _judge(self, keys: Key, scores: Scores, x: Array, y: Array, n: ArrayLike) -> Array:
-        drawn = fold_in_each(fold_in_each(keys, _MODEL), n) if scores.stochastic else None
-        return judge(self.loss, self.targeted, scores, x, y, drawn)[1].success
-
-    def live(self, state: _State) -> Array:
-        return ~state.fooled & (state.used + self.samples + 1 <= self.queries)
-
     def step(self, i: Array, state: _State, model: Any, x: Array, y: Array) -> _State:
         scores, live = Scores(model), self.live(state)
         probing = Probing(draw=jax.random.rademacher, samples=self.samples, chunk=self.chunk)
         keys = fold_in_each(state.keys, i)
         gradient, _ = probing.estimate(self, scores, state.x_adv, y, keys, self.delta)
         uphill, adam = _ADAM.update(gradient, state.adam)
-        step_size = jnp.asarray(self.step_size, x.dtype)
-        step_size = step_size.reshape(step_size.shape + (1,) * (x.ndim - 1) * step_size.ndim)
-        x_adv = self.ball.apply(x, state.x_adv + step_size * uphill - x)
-        fooled = live & self._judge(state.keys, scores, x_adv, y, i + 1)
+        x_adv = self.ball.apply(x, state.x_adv + spread(self.step_size, x) * uphill - x)
+        fooled = live & self._fooled(state.keys, scores, x_adv, y, i + 1)
         used = state.used + self.samples + 1
-        lost = jnp.all(gradient == 0, axis=tuple(range(1, x.ndim)))
+        lost = vanished(gradient)
         after = _State(
             keys=state.keys,
             x_adv=x_adv,
@@ -131,28 +114,6 @@ class SPSA(Iterative):
             zero_gradient=state.zero_gradient + lost,
         )
         return only(live, after, state)
-
-    def finish(self, state: _State, model: Any, x: Array, y: Array, *, record: bool) -> Record:
-        return outcome(
-            self,
-            model,
-            x,
-            y,
-            state.x_adv,
-            fold_in_each(fold_in_each(state.keys, _MODEL), self.steps + 2),
-            record=record,
-            loss=self.loss,
-            forwards=state.used,
-            backwards=0,
-            first_success=state.first_success,
-            zero_gradient=state.zero_gradient,
-        )
-
-    def pieces(self) -> SPSA:
-        return replace(self, loop=auto_loop)
-
-    def aimed(self) -> SPSA:
-        return replace(self, targeted=True)
 
     def scaled(self, factor: ArrayLike) -> SPSA:
         return replace(

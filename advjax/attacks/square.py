@@ -8,9 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from advjax.attacks._closest import widen
+from advjax.attacks._checks import check_ball, check_count, check_pictures
 from advjax.attacks._iterate import Iterative, Loop, auto_loop, judge, outcome
-from advjax.balls import L1, L2, Ball, Linf, check_finite, concrete
+from advjax.attacks._rows import spread, widen
+from advjax.balls import L1, L2, Ball, Linf, concrete
 from advjax.losses import margin
 from advjax.types import (
     Array,
@@ -77,27 +78,15 @@ class Square(Iterative):
     loop: Loop = static(default=auto_loop)
 
     def check(self) -> None:
-        if not isinstance(self.ball, Linf | L2 | L1):
-            raise TypeError(f"Square: given ball={self.ball!r}; Linf, L2 or L1 is taken")
-        check_finite("Square", self.ball)
-        if not isinstance(self.steps, int) or self.steps < 0:
-            raise ValueError(f"Square: given steps={self.steps!r}; an integer >= 0 is taken")
+        check_ball("Square", self.ball, Linf, L2, L1, finite=True)
+        check_count("Square", "steps", self.steps, 0)
         share = concrete(self.p_init)
         if share is not None and not ((share > 0) & (share <= 1)).all():
             raise ValueError(f"Square: given p_init={share.tolist()}; a number in (0, 1] is taken")
 
-    @property
-    def bounds(self) -> tuple[ArrayLike, ArrayLike]:
-        return self.ball.bounds
-
     def check_fits(self, x: Array) -> None:
-        if x.ndim != 4:
-            raise ValueError(f"Square: given images of shape {x.shape}; [B, H, W, C] is taken")
-        if jnp.shape(self.ball.eps) not in ((), (x.shape[0],)):
-            raise ValueError(
-                f"eps: given shape {jnp.shape(self.ball.eps)}; a scalar or [{x.shape[0]}], "
-                "one per image, is taken"
-            )
+        check_pictures("Square", x)
+        super().check_fits(x)
 
     def share(self, i: ArrayLike) -> Array:
         """The share of the image that step i's window covers."""
@@ -163,7 +152,7 @@ class Square(Iterative):
 
     def _at(self, x: Array, signs: Array) -> Array:
         """The images at distance eps on the sides given."""
-        return jnp.clip(x + self._eps(x) * signs, *self.bounds)
+        return jnp.clip(x + spread(self.ball.eps, x) * signs, *self.bounds)
 
     def _window(self, keys: Key, side: Array, best: Array, x: Array) -> Array:
         """The best images with a window at one corner of the ball, per channel."""
@@ -183,17 +172,13 @@ class Square(Iterative):
     def _fill(self, x: Array, delta: Array) -> Array:
         """The images moved by the perturbations, brought to size eps, inside the box."""
         lower, upper = self.bounds
-        eps, delta = self._eps(x), self.ball._masked(delta)
+        eps, delta = spread(self.ball.eps, x), self.ball._masked(delta)
         if isinstance(self.ball, L1):
             room = jnp.where(delta > 0, upper - x, x - lower)
             delta = jnp.sign(delta) * _thinned(jnp.abs(delta), jnp.maximum(room, 0), eps)
         else:
             delta = eps * delta / _positive(_norm(self.ball, delta, (1, 2, 3)))
         return jnp.clip(x + delta, lower, upper)
-
-    def _eps(self, x: Array) -> Array:
-        eps = jnp.asarray(self.ball.eps, x.dtype)
-        return widen(eps, x) if eps.ndim else eps
 
     def _tiles(self, keys: Key, x: Array) -> Array:
         """The start: bumps in tiles, five to the shorter side, each with its own sign."""
@@ -235,7 +220,7 @@ class Square(Iterative):
         new = signs * bumps + old / _positive(norm(old, 1, 2))
         new = new / _positive(norm(new, 1, 2))
         freed = jnp.where(first | second, delta, 0)
-        eps = self._eps(x)
+        eps = spread(self.ball.eps, x)
         if isinstance(self.ball, L2):
             unused = jnp.maximum(eps**2 - norm(delta, 1, 2, 3) ** 2, 0)
             budget = jnp.sqrt(unused / channels + norm(freed, 1, 2) ** 2)
@@ -267,12 +252,6 @@ class Square(Iterative):
         # A stretched schedule is compiled for its number of steps.
         steps = self.steps if self.rescale_schedule else 0
         return replace(self, steps=steps, loop=auto_loop)
-
-    def aimed(self) -> Square:
-        return replace(self, targeted=True)
-
-    def scaled(self, factor: ArrayLike) -> Square:
-        return replace(self, ball=self.ball.scaled(factor))
 
 
 def _signs(keys: Key, shape: tuple[int, ...], dtype: Any) -> Array:

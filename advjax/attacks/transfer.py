@@ -7,8 +7,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from advjax.attacks._checks import check_ball, check_count, check_number, check_per_example
 from advjax.attacks._iterate import Iterative, Judgement, Loop, LossFn, auto_loop, judge, outcome
-from advjax.balls import Ball, check_finite, concrete
+from advjax.attacks._rows import spread
+from advjax.balls import Ball, concrete
 from advjax.losses import cross_entropy
 from advjax.types import (
     Array,
@@ -153,13 +155,9 @@ class TransferFGSM(Iterative):
 
     def check(self) -> None:
         name = "TransferFGSM"
-        if not isinstance(self.ball, Ball):
-            raise TypeError(f"{name}: given ball={self.ball!r}; a ball such as Linf(eps) is taken")
-        check_finite(name, self.ball)
-        for field, least in (("steps", 0), ("scales", 1)):
-            value = getattr(self, field)
-            if not isinstance(value, int) or value < least:
-                raise ValueError(f"{name}: given {field}={value!r}; an integer >= {least} is taken")
+        check_ball(name, self.ball, finite=True)
+        check_count(name, "steps", self.steps, 0)
+        check_count(name, "scales", self.scales)
         if self.kernel is not None and not (
             isinstance(self.kernel, int) and self.kernel > 0 and self.kernel % 2
         ):
@@ -169,22 +167,12 @@ class TransferFGSM(Iterative):
         if self.center is None:
             lower, upper = self.ball.bounds
             object.__setattr__(self, "center", (lower + upper) / 2)
-        for field, most in (
-            ("step_size", None),
-            ("momentum", None),
-            ("diversity", 1),
-            ("smallest", 1),
-        ):
+        check_number(name, "step_size", self.step_size, zero=True)
+        check_number(name, "momentum", self.momentum, zero=True)
+        for field in ("diversity", "smallest"):
             number = concrete(getattr(self, field))
-            if number is not None and not (
-                (number >= 0).all() and (most is None or (number <= most).all())
-            ):
-                taken = "numbers >= 0 are" if most is None else f"0 to {most} is"
-                raise ValueError(f"{name}: given {field}={number.tolist()}; {taken} taken")
-
-    @property
-    def bounds(self) -> tuple[ArrayLike, ArrayLike]:
-        return self.ball.bounds
+            if number is not None and not ((number >= 0) & (number <= 1)).all():
+                raise ValueError(f"{name}: given {field}={number.tolist()}; 0 to 1 is taken")
 
     def check_fits(self, x: Array) -> None:
         if x.ndim != 4 and (self.diversity is not None or self.kernel is not None):
@@ -192,12 +180,7 @@ class TransferFGSM(Iterative):
                 f"TransferFGSM: given images of shape {x.shape}; with diversity or a kernel "
                 "[B, H, W, C] is taken"
             )
-        for name, value in (("eps", self.ball.eps), ("step_size", self.step_size)):
-            if jnp.shape(value) not in ((), (x.shape[0],)):
-                raise ValueError(
-                    f"{name}: given shape {jnp.shape(value)}; a scalar or [{x.shape[0]}], "
-                    "one per image, is taken"
-                )
+        check_per_example(x, eps=self.ball.eps, step_size=self.step_size)
 
     def init(self, key: Key, model: Any, x: Array, y: Array) -> _State:
         del model
@@ -226,8 +209,7 @@ class TransferFGSM(Iterative):
 
     def step(self, i: Array, state: _State, model: Any, x: Array, y: Array) -> _State:
         keys = fold_in_each(state.keys, i)
-        step_size = jnp.asarray(self.step_size, x.dtype)
-        step_size = step_size.reshape(step_size.shape + (1,) * (x.ndim - 1) * step_size.ndim)
+        step_size = spread(self.step_size, x)
         momentum = jnp.asarray(self.momentum, x.dtype)
         drawn: Any = None
         if is_stochastic(model):
@@ -282,9 +264,6 @@ class TransferFGSM(Iterative):
 
     def pieces(self) -> TransferFGSM:
         return replace(self, steps=0, loop=auto_loop)
-
-    def aimed(self) -> TransferFGSM:
-        return replace(self, targeted=True)
 
     def scaled(self, factor: ArrayLike) -> TransferFGSM:
         step_size = jnp.multiply(self.step_size, factor)

@@ -10,8 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from advjax.attacks._checks import check_ball, check_count
 from advjax.attacks._iterate import Attack, LossFn, judge, outcome
-from advjax.balls import L2, Ball, Linf, check_finite
+from advjax.balls import L2, Ball, Linf
 from advjax.checks import check_batch, check_images
 from advjax.losses import cross_entropy
 from advjax.types import (
@@ -98,9 +99,7 @@ class Universal(Attack):
 
 
 def _check_ball(name: str, ball: Any) -> None:
-    if not isinstance(ball, Ball):
-        raise TypeError(f"{name}: given ball={ball!r}; a ball such as Linf(eps) is taken")
-    check_finite(name, ball)
+    check_ball(name, ball, finite=True)
     if jnp.ndim(ball.eps):
         raise ValueError(f"{name}: given eps of shape {jnp.shape(ball.eps)}; a scalar is taken")
 
@@ -319,8 +318,7 @@ def _add(universal: Universal, record: Record, moved: Array, unfooled: Array) ->
 
 def _check_counts(name: str, **counts: Any) -> None:
     for field, count in counts.items():
-        if not isinstance(count, int) or count < 1:
-            raise ValueError(f"{name}: given {field}={count!r}; an integer >= 1 is taken")
+        check_count(name, field, count)
 
 
 def _data(key: Key, model: Any, x: Any, y: Any, ball: Ball) -> tuple[Any, Array, Array, Key]:

@@ -27,9 +27,9 @@ Writes NAME_original.png (as the network sees it), NAME_modified.png and NAME_am
 change, 50 times larger, around grey), and tells the predictions before, after, and after the
 modified image has been rounded to 8 bits and read back. Images of another size are resized.
 
-fgsm, bim, pgd and mim change an image by up to --eps. penalised looks for a small change, in the
-sense of --penalty, in 1000 steps of 0.001 (--steps, --step-size), and needs no --eps; it tells the
-change's size in all norms and shows it without its sign (--signed: with it).
+Every method but penalised changes an image by up to --eps. penalised looks for a small change, in
+the sense of --penalty, in 1000 steps of 0.001 (--steps, --step-size), and needs no --eps; it tells
+the change's size in all norms and shows it without its sign (--signed: with it).
 
 examples:
   advjax attack digit.png --run runs/demo/robust --eps 0.2
@@ -121,6 +121,8 @@ def _attack(run: Run, options: Options, target: int | None) -> list[dict[str, An
     if target is None:
         y = np.array([said["class"] for said in before], np.int32)
     else:
+        if options.attack == "autoattack":
+            raise UsageError("autoattack has no target; --attack apgd or pgd has")
         attack = Targeted(attack=attack)
         y = np.full(len(x), target, np.int32)
     record = attack.run(jax.random.key(options.seed), run.model, x, y)

@@ -11,7 +11,19 @@ from advjax.cli.parsing import UsageError
 if TYPE_CHECKING:
     from advjax.attacks import Attack
 
-Method = Literal["fgsm", "bim", "pgd", "mim"]
+Method = Literal[
+    "fgsm", "bim", "pgd", "mim", "apgd", "square", "fab", "deepfool", "ddn", "fmn", "autoattack"
+]
+# Attacks that set their own step: what advjax calls them and the norms they know.
+_STEPLESS = {
+    "apgd": ("APGD", ("linf", "l2", "l1")),
+    "square": ("Square", ("linf", "l2", "l1")),
+    "fab": ("FAB", ("linf", "l2", "l1")),
+    "deepfool": ("DeepFool", ("linf", "l2")),
+    "ddn": ("DDN", ("l2",)),
+    "fmn": ("FMN", ("linf", "l2", "l1")),
+    "autoattack": ("AutoAttack", ("linf", "l2", "l1")),
+}
 Norm = Literal["linf", "l2", "l1"]
 Which = Literal["best", "last"]
 
@@ -23,9 +35,11 @@ class Budget:
     norm: Norm = "linf"
     """What eps measures: the largest change of a pixel (linf), Euclidean (l2) or summed (l1)."""
     steps: int | None = None
-    """Gradient steps. None: 40 for pgd, 10 for bim and mim; fgsm has one."""
+    """Steps. None: 40 for pgd, 10 for bim and mim, the published number for the others; fgsm has
+    one, autoattack its own."""
     step_size: float | None = None
-    """Length of a step. None: 2.5 eps / steps for pgd, eps / steps for bim, mim and fgsm."""
+    """Length of a step. None: 2.5 eps / steps for pgd, eps / steps for bim, mim and fgsm; the
+    others set their own."""
     restarts: int = 1
     """Tries from new random starts; an image that falls in one of them has fallen."""
 
@@ -34,7 +48,7 @@ def attack_of(method: str, eps: float, budget: Budget, *, targeted: bool = False
     """The attack that the options describe.
 
     Args:
-      method: ``fgsm``, ``bim``, ``pgd`` or ``mim``.
+      method: one of ``Method``.
       eps: radius in ``budget.norm``, for images in [0, 1].
       targeted: aim at a random wrong class of every image.
 
@@ -45,7 +59,11 @@ def attack_of(method: str, eps: float, budget: Budget, *, targeted: bool = False
     from advjax import attacks, balls
 
     ball: Any = {"linf": balls.Linf, "l2": balls.L2, "l1": balls.L1}[budget.norm](eps)
-    fields: dict[str, Any] = {"ball": ball, "step_size": budget.step_size}
+    fields: dict[str, Any] = {"ball": ball}
+    if method in _STEPLESS:
+        _check_stepless(method, budget, targeted)
+    else:
+        fields["step_size"] = budget.step_size
     if budget.steps is not None:
         if method == "fgsm":
             raise UsageError("fgsm is one step, --steps does not go with it; bim is fgsm repeated")
@@ -55,6 +73,7 @@ def attack_of(method: str, eps: float, budget: Budget, *, targeted: bool = False
         "bim": attacks.BIM,
         "pgd": attacks.PGD,
         "mim": attacks.MIM,
+        **{key: getattr(attacks, name) for key, (name, _) in _STEPLESS.items()},
     }
     attack = make[method](**fields)
     if budget.restarts != 1:
@@ -64,6 +83,16 @@ def attack_of(method: str, eps: float, budget: Budget, *, targeted: bool = False
     if targeted:
         attack = attacks.Targeted(attack=attack, choose=attacks.random_target)
     return attack
+
+
+def _check_stepless(method: str, budget: Budget, targeted: bool) -> None:
+    _, norms = _STEPLESS[method]
+    if budget.norm not in norms:
+        raise UsageError(f"{method} does not know the norm {budget.norm}; {', '.join(norms)}")
+    if budget.step_size is not None:
+        raise UsageError(f"{method} sets its own step, --step-size does not go with it")
+    if method == "autoattack" and (targeted or budget.steps is not None):
+        raise UsageError("autoattack is fixed: neither --steps nor a target goes with it")
 
 
 @dataclasses.dataclass(frozen=True)

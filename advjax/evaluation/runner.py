@@ -353,9 +353,16 @@ def _structure(attack: Attack) -> Any:
     return jax.tree.structure(attack)
 
 
+# Numbers of attacks that may be one per example.
+_PER_EXAMPLE = (
+    *("eps", "step_size", "init_norm", "sigma", "momentum", "min_step_size", "rank"),
+    *("c", "confidence", "weight", "max_shift", "max_rotation"),
+)
+
+
 def _own(path: Any, leaf: Any, n: int, rank: int) -> bool:
     """Whether a leaf of an attack holds one entry per example."""
-    ranks = {"eps": 1, "step_size": 1, "mask": rank}
+    ranks = dict.fromkeys(_PER_EXAMPLE, 1) | {"mask": rank}
     name = getattr(path[-1], "name", None) if path else None
     return name in ranks and np.ndim(leaf) == ranks[name] and np.shape(leaf)[0] == n
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from advjax import L0, L1, L2, Linf, example_keys, replace
+from advjax import L0, L1, L2, PGD, Linf, example_keys, replace
 
 BALLS = {"linf": Linf(0.3), "l2": L2(0.7), "l1": L1(1.3), "l0": L0(3)}
 TABLE = pytest.mark.parametrize("ball", BALLS.values(), ids=BALLS.keys())
@@ -204,3 +204,14 @@ def test_bad_eps_is_refused(ball, eps):
 def test_crossed_bounds_are_refused():
     with pytest.raises(ValueError, match="lower < upper"):
         Linf(0.1, lower=1.0, upper=0.0)
+
+
+@TABLE
+def test_a_ball_without_eps_is_the_box(ball):
+    """It neither cuts nor scales, and an attack with a budget refuses it."""
+    free = type(ball)()
+    delta = jnp.asarray(np.random.default_rng(0).normal(size=(3, 2, 4)), jnp.float32)
+    np.testing.assert_allclose(free.project(delta), delta, rtol=1e-6)
+    assert np.isinf(free.scaled(0.5).eps) and np.isinf(free.scaled(0).eps)
+    with pytest.raises(ValueError, match="a finite eps is taken"):
+        PGD(ball=free)
