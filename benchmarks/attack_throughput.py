@@ -1,14 +1,20 @@
-"""PGD throughput beside Foolbox and torchattacks: adversarial examples per second on CPU.
+"""Attack throughput beside the PyTorch libraries: adversarial examples per second on CPU.
 
 The same weights, images, steps and thread count for all; logits are compared before anything is
 timed. JAX and PyTorch run in two processes that take turns, call by call, so that a change in the
 machine's mood hits both; each number is the median over the rounds, compilation apart. PyTorch is
 tried in both memory formats and its best counts; its parameters ask for no gradient, its ReLUs are
-in place, and the attacks are called through their bare loops.
+in place, and PGD is called through its bare loops. Beside the time stands what was reached: the
+share fooled and, for minimum-norm attacks, the median distance.
 
-    pip install torch==2.13.0 && pip install -e '.[peers]' && pip install --no-deps torchattacks
-    python benchmarks/attack_throughput.py                         # every network, about 15 minutes
+    pip install torch==2.13.0 && pip install -e '.[peers]'
+    pip install --no-deps torchattacks adv-lib adversarial-robustness-toolbox
+    python benchmarks/attack_throughput.py                         # PGD-40 everywhere, 15 minutes
     python benchmarks/attack_throughput.py --nets mnist_madry --steps 10 --repeats 3
+    python benchmarks/attack_throughput.py --attacks all --nets lenet5 --shared ../shared
+
+``--shared`` names a folder with MNIST (``tfds/``) and published weights (``weights/``): ``lenet5``
+is then the adversarially trained network on real images. Without it weights and images are random.
 """
 
 from __future__ import annotations
@@ -30,15 +36,24 @@ HERE = Path(__file__).resolve().parent
 # name: (create() fields, image shape, batch, eps, step size)
 NETS: dict[str, tuple[dict[str, Any], tuple[int, int, int], int, float, float]] = {
     "mnist_madry": ({}, (28, 28, 1), 128, 0.3, 0.01),
+    "lenet5": ({}, (28, 28, 1), 128, 0.3, 0.01),
     "densenet48": ({}, (48, 48, 1), 64, 8 / 255, 2 / 255),
     "convnet48": ({}, (48, 48, 1), 64, 8 / 255, 2 / 255),
     "resnet18": ({}, (32, 32, 3), 32, 8 / 255, 2 / 255),
     "densenet121": ({}, (32, 32, 3), 8, 8 / 255, 2 / 255),
 }
-CONTENDERS = (
+# The row of peers.py that holds the peers, and their settings; what they are told beside the step
+# count there is in peers.py.
+ATTACKS: dict[str, str] = {
+    "pgd": "pgd linf", "apgd-ce": "apgd-ce linf", "deepfool": "deepfool l2", "ddn": "ddn l2",
+    "fmn": "fmn l2", "cw": "cw l2", "jsma": "jsma l0", "square": "square linf",
+    "autoattack": "autoattack linf",
+}  # fmt: skip
+FIXED = ("pgd", "apgd-ce", "square", "autoattack")  # the others look for the smallest distance
+PGD_CONTENDERS = (
     "advjax",
-    "foolbox",
-    "foolbox channels_last",
+    "Foolbox",
+    "Foolbox channels_last",
     "torchattacks",
     "torchattacks channels_last",
 )
@@ -48,28 +63,36 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--nets", default=",".join(NETS), help="comma-separated: %(default)s")
     parser.add_argument(
+        "--attacks", default="pgd", help=f"comma-separated, or all: {', '.join(ATTACKS)}"
+    )
+    parser.add_argument("--shared", type=Path, help="a folder with tfds/ and weights/, for lenet5")
+    parser.add_argument(
         "--batch", type=int, help="images at a time; a size per network if not given"
     )
-    parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--steps", type=int, default=40, help="of pgd; the others have their own")
     parser.add_argument("--repeats", type=int, default=5, help="rounds; medians are reported")
     parser.add_argument("--threads", type=int, default=2, help="cores for either side")
-    parser.add_argument(
-        "--contenders", default=",".join(CONTENDERS), help="comma-separated: %(default)s"
-    )
+    parser.add_argument("--contenders", help="comma-separated; by default all that have the attack")
     parser.add_argument("--out", type=Path, default=HERE / "results" / "attack_throughput.json")
     parser.add_argument("--worker", choices=("advjax", "torch"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.worker:
         serve(args.worker, args.threads)
         return
+    attacks = list(ATTACKS) if args.attacks == "all" else args.attacks.split(",")
+    for what, given, known in (
+        ("network", args.nets.split(","), NETS),
+        ("attack", attacks, ATTACKS),
+    ):
+        for name in given:
+            if name not in known:
+                parser.error(f"unknown {what} {name!r}; taken are {', '.join(known)}")
+    results = json.loads(args.out.read_text())["results"] if args.out.exists() else {}
     for net in args.nets.split(","):
-        if net not in NETS:
-            parser.error(f"unknown network {net!r}; taken are {', '.join(NETS)}")
-    contenders = args.contenders.split(",")
-    results = {net: compare(net, contenders, args) for net in args.nets.split(",")}
-    if args.out.exists():  # networks that were not run again keep their results
-        results = json.loads(args.out.read_text())["results"] | results
-    results = {net: results[net] for net in NETS if net in results}
+        for attack in attacks:  # what was not run again keeps its result
+            results[f"{net} {attack}"] = compare(net, attack, args)
+    order = [f"{net} {attack}" for net in NETS for attack in ATTACKS]
+    results = {name: results[name] for name in order if name in results}
     report = {"machine": machine(args.threads), "results": results}
     args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.write_text(json.dumps(report, indent=1) + "\n")
@@ -77,13 +100,22 @@ def main() -> None:
     print(table(report))
 
 
-def compare(net: str, contenders: list[str], args: argparse.Namespace) -> dict[str, Any]:
-    """One network: all contenders in turn, ``args.repeats`` times."""
+def compare(net: str, attack: str, args: argparse.Namespace) -> dict[str, Any]:
+    """One attack on one network: all contenders in turn, ``args.repeats`` times."""
+    from peers import PEERS
+
+    contenders = ["advjax", *PEERS[ATTACKS[attack]]]
+    if attack == "pgd":
+        contenders = list(PGD_CONTENDERS)
+    if args.contenders:
+        contenders = [c for c in args.contenders.split(",") if c in contenders]
     fields, shape, batch, eps, step_size = NETS[net]
     with tempfile.TemporaryDirectory() as folder:
         task = {
-            "net": net, "fields": fields, "shape": shape, "batch": args.batch or batch, "eps": eps,
-            "step_size": step_size, "steps": args.steps, "file": os.path.join(folder, "task.npz"),
+            "net": net, "attack": attack, "fields": fields, "shape": shape, "eps": eps,
+            "batch": args.batch or batch, "step_size": step_size, "steps": args.steps,
+            "file": os.path.join(folder, "task.npz"),
+            "shared": str(args.shared.resolve()) if args.shared and net == "lenet5" else None,
         }  # fmt: skip
         ours = Worker("advjax", args.threads)
         told = ours.ask(cmd="prepare", **task)
@@ -93,28 +125,30 @@ def compare(net: str, contenders: list[str], args: argparse.Namespace) -> dict[s
         if not error < 1e-4:
             raise SystemExit(f"{net}: PyTorch's logits differ by {error} of the largest; stopped")
         side = {c: ours if c == "advjax" else theirs for c in contenders}
-        # One step: compiles everything and lets PyTorch choose its kernels.
-        first = {c: side[c].ask(cmd="time", what=c, steps=1)["seconds"] for c in contenders}
+        # PGD's first call is one step, which compiles everything; the others' is a whole run.
+        one = {"steps": 1} if attack == "pgd" else {}
+        first = {c: side[c].ask(cmd="time", what=c, **one)["seconds"] for c in contenders}
         seconds: dict[str, list[float]] = {c: [] for c in contenders}
-        success = {}
+        reached: dict[str, Any] = {}
         for _ in range(args.repeats):
             for c in contenders:
                 answer = side[c].ask(cmd="time", what=c)
-                seconds[c].append(answer["seconds"])
-                success[c] = answer["success"]
+                seconds[c].append(answer.pop("seconds"))
+                reached[c] = answer
         ours.close(), theirs.close()
     median = {c: statistics.median(s) for c, s in seconds.items()}
     rate = {c: task["batch"] / s for c, s in median.items()}
     peers = [c for c in contenders if c != "advjax"]
     best = max(peers, key=rate.__getitem__) if peers else None
     result = {
-        "net": net, "image": shape, "batch": task["batch"], "steps": args.steps,
+        "net": net, "attack": attack, "image": shape, "batch": task["batch"],
+        "steps": args.steps if attack == "pgd" else None,
         "when": time.strftime("%F %R"), "examples_per_second": rate,
-        "seconds": seconds, "first_call_seconds": first, "success": success,
+        "seconds": seconds, "first_call_seconds": first, "reached": reached,
         "faster_peer": best, "logit_error": error, "versions": versions,
         "ratio": rate["advjax"] / rate[best] if best and "advjax" in rate else None,
     }  # fmt: skip
-    shown = ("net", "examples_per_second", "ratio", "first_call_seconds", "success")
+    shown = ("net", "attack", "examples_per_second", "ratio", "first_call_seconds", "reached")
     print(json.dumps({k: result[k] for k in shown}), flush=True)
     return result
 
@@ -158,7 +192,7 @@ def serve(side: str, threads: int) -> None:
             start = time.perf_counter()
             result = attack()
             seconds = time.perf_counter() - start
-            answer = {"seconds": seconds, "success": worker.success(result)}
+            answer = {"seconds": seconds, **worker.reached(result)}
         else:
             answer = getattr(worker, command["cmd"])(command)
         print(json.dumps(answer), file=out, flush=True)
@@ -171,8 +205,6 @@ class AdvjaxSide:
         import numpy as np
         from jax.tree_util import keystr, tree_flatten_with_path
 
-        from advjax.attacks.pgd import PGD
-        from advjax.balls import Linf
         from advjax.models import Classifier, create, init
 
         module = create(task["net"], **task["fields"])
@@ -186,11 +218,11 @@ class AdvjaxSide:
         x = rng.random((task["batch"], *task["shape"]), np.float32)
         logits = np.asarray(jax.jit(lambda m, x: m(x))(self.model, x))
         self.x, self.y = jax.numpy.asarray(x), jax.numpy.asarray(logits.argmax(1), np.int32)
-        # The last iterate, as the peers return it.
-        self.pgd = lambda steps: PGD(
-            ball=Linf(eps=task["eps"]), step_size=task["step_size"], steps=steps, best=False
-        )
-        self.steps = task["steps"]
+        if task["shared"]:
+            x = self.published(Path(task["shared"]), task)
+            variables = self.model.variables
+            logits = np.asarray(jax.jit(lambda m, x: m(x))(self.model, x))
+        self.task = task
         leaves = {
             keystr(p, simple=True, separator="/"): np.asarray(v)
             for p, v in tree_flatten_with_path(variables)[0]
@@ -198,17 +230,68 @@ class AdvjaxSide:
         np.savez(task["file"], x=x, y=np.asarray(self.y), logits=logits, **leaves)
         return {"versions": {"python": platform.python_version(), "jax": jax.__version__}}
 
+    def published(self, shared: Path, task: dict[str, Any]) -> Any:
+        """Real images and labels, and the adversarially trained network."""
+        import jax.numpy as jnp
+        import numpy as np
+
+        from advjax import create, from_torch, load, load_torch
+
+        test = load("mnist", "test", data_dir=shared / "tfds")
+        pick = np.random.default_rng(0).permutation(len(test))[: task["batch"]]
+        x = np.asarray(test.x[pick] / np.float32(255))
+        self.x, self.y = jnp.asarray(x), jnp.asarray(test.y[pick], jnp.int32)
+        tensors = load_torch(shared / "weights" / "mnist_lenet5_adv.pt")
+        self.model = from_torch(create("lenet5"), tensors, (28, 28, 1))
+        return x
+
     def attack(self, what: str, steps: int | None) -> Any:
         import jax
 
-        pgd = self.pgd(steps or self.steps)
-        return lambda: pgd(jax.random.key(1), self.model, self.x, self.y).block_until_ready()
+        from advjax import L0, L2, Linf
+        from advjax import attacks as a
 
-    def success(self, x_adv: Any) -> float:
+        task = self.task
+        ball = Linf(task["eps"])
+        make = {
+            # The last iterate, as the peers return it.
+            "pgd": lambda: a.PGD(
+                ball=ball, step_size=task["step_size"], steps=steps or task["steps"], best=False
+            ),
+            "apgd-ce": lambda: a.APGD(ball=ball),
+            "deepfool": lambda: a.DeepFool(ball=L2()),
+            "ddn": lambda: a.DDN(ball=L2()),
+            "fmn": lambda: a.FMN(ball=L2()),
+            "cw": lambda: a.CarliniWagner(ball=L2()),
+            "jsma": lambda: a.JSMA(ball=L0(), probabilities=True),
+            "square": lambda: a.Square(ball=ball, steps=1000),
+            "autoattack": lambda: a.AutoAttack(ball=ball),
+        }[task["attack"]]()
+        y = self.y
+        if task["attack"] == "jsma":  # towards one class, as the peers
+            make, y = a.Targeted(make), (self.y + 1) % 10
+        return lambda: make(jax.random.key(1), self.model, self.x, y).block_until_ready()
+
+    def reached(self, x_adv: Any) -> dict[str, Any]:
         import jax
+        import numpy as np
 
         predict = jax.jit(lambda m, x: m(x).argmax(1))
-        return float((predict(self.model, x_adv) != self.y).mean())
+        wrong = np.asarray(predict(self.model, x_adv) != self.y)
+        return reached(self.task["attack"], np.asarray(x_adv - self.x), wrong)
+
+
+def reached(attack: str, change: Any, wrong: Any) -> dict[str, Any]:
+    """The share misclassified, and for minimum-norm attacks the median distance over all."""
+    import numpy as np
+
+    out: dict[str, Any] = {"success": float(wrong.mean())}
+    if attack not in FIXED:
+        flat = change.reshape(len(change), -1)
+        size = (flat != 0).sum(1) if attack == "jsma" else np.sqrt((flat**2).sum(1))
+        median = float(np.median(np.where(wrong, size, np.inf)))
+        out["median"] = median if np.isfinite(median) else None
+    return out
 
 
 class TorchSide:
@@ -218,8 +301,6 @@ class TorchSide:
         torch.set_num_threads(threads)
 
     def prepare(self, task: dict[str, Any]) -> dict[str, Any]:
-        from importlib.metadata import version
-
         import numpy as np
         import torch
         from torch_networks import build
@@ -233,8 +314,9 @@ class TorchSide:
         self.model = build(task["net"], arrays, tuple(task["shape"]))
         self.last = build(task["net"], arrays, tuple(task["shape"]))
         self.last = self.last.to(memory_format=torch.channels_last)
-        names = ("torch", "foolbox", "torchattacks")
-        return {"versions": {name: version(name) for name in names}}
+        from peers import versions
+
+        return {"versions": versions()}
 
     def check(self, _: dict[str, Any]) -> dict[str, Any]:
         import torch
@@ -250,7 +332,15 @@ class TorchSide:
         model, x, task = self.model, self.x, self.task
         if layout:
             model, x = self.last, x.to(memory_format=torch.channels_last)
-        if library == "foolbox":
+        if task["attack"] != "pgd":
+            from peers import PEERS
+
+            attack = PEERS[ATTACKS[task["attack"]]][library]
+            settings = {"eps": task["eps"]} if task["attack"] in FIXED else {}
+            if task["attack"] == "square":
+                settings |= {"max_iter": 1000} if library == "ART" else {"n_queries": 1000}
+            return lambda: attack(model, x, self.y, settings).detach()
+        if library == "Foolbox":
             import foolbox
 
             steps = steps or task["steps"]
@@ -264,11 +354,12 @@ class TorchSide:
         attack = torchattacks.PGD(model, task["eps"], task["step_size"], steps, True)
         return lambda: attack(x, self.y)
 
-    def success(self, x_adv: Any) -> float:
+    def reached(self, x_adv: Any) -> dict[str, Any]:
         import torch
 
         with torch.no_grad():
-            return float((self.model(x_adv).argmax(1) != self.y).float().mean())
+            wrong = (self.model(x_adv).argmax(1) != self.y).numpy()
+        return reached(self.task["attack"], (x_adv - self.x).numpy(), wrong)
 
 
 def machine(threads: int) -> dict[str, Any]:
@@ -284,27 +375,30 @@ def table(report: dict[str, Any]) -> str:
     m, results = report["machine"], list(report["results"].values())
     versions = results[-1]["versions"]
     lines = [
-        "# PGD, adversarial examples per second",
+        "# Adversarial examples per second",
         "",
-        f"{m['cpu']}, {m['threads']} threads on each side, {m['when']}; "
+        f"{m['cpu']}, {m['threads']} threads on each side; "
         + ", ".join(f"{k} {v}" for k, v in versions.items()) + ".",
-        "Medians of interleaved rounds; peers in the better of the two memory formats.",
+        "Medians of interleaved rounds; beside the rate the share fooled, and for minimum-norm",
+        "attacks the median distance. PGD: peers in the better of the two memory formats.",
         "",
-        "| network | image | batch | steps | advjax | Foolbox | torchattacks "
-        "| advjax / faster peer | advjax, first call |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| network | attack | batch | advjax | peers | advjax / fastest peer | first call | when |",
+        "|---|---|---|---|---|---|---|---|",
     ]  # fmt: skip
     for r in results:
-        rate = r["examples_per_second"]
-        best = {
-            lib: max((v for k, v in rate.items() if k.startswith(lib)), default=float("nan"))
-            for lib in ("advjax", "foolbox", "torchattacks")
-        }
+        shown = {}
+        for name, rate in sorted(r["examples_per_second"].items(), key=lambda item: item[1]):
+            got = r["reached"][name]
+            median = f", {got['median']:.4g}" if got.get("median") else ""
+            shown[name.split()[0]] = f"{rate:.3g} ({got['success']:.1%}{median})"
+        mine = shown.pop("advjax", "")
         ratio = "" if r["ratio"] is None else f"**{r['ratio']:.2f}**"
+        attack = r["attack"] + (f"-{r['steps']}" if r["steps"] else "")
         lines.append(
-            f"| {r['net']} | {'x'.join(map(str, r['image']))} | {r['batch']} | {r['steps']} | "
-            + " | ".join(f"{v:.3g}" for v in best.values())
-            + f" | {ratio} | {r['first_call_seconds'].get('advjax', float('nan')):.1f} s |"
+            f"| {r['net']} | {attack} | {r['batch']} | {mine} | "
+            + "; ".join(f"{name} {text}" for name, text in shown.items())
+            + f" | {ratio} | {r['first_call_seconds'].get('advjax', float('nan')):.1f} s "
+            f"| {r['when']} |"
         )
     return "\n".join(lines) + "\n"
 

@@ -18,6 +18,7 @@ def build(name: str, arrays: Arrays, image: tuple[int, int, int]) -> nn.Module:
     height, width, channels = image
     makers: dict[str, Callable[[], nn.Module]] = {
         "mnist_madry": lambda: _madry(height, width),
+        "lenet5": lambda: _lenet5(height, width),
         "densenet48": lambda: _DenseNet48(height, width),
         "convnet48": lambda: _convnet48(height, width),
         "resnet18": lambda: _ResNet18(channels),
@@ -45,6 +46,15 @@ def _madry(height: int, width: int) -> nn.Module:
         _conv(32, 64, 5), nn.ReLU(True), nn.MaxPool2d(2),
         _Flatten(), nn.Linear(64 * (height // 4) * (width // 4), 1024), nn.ReLU(True),
         nn.Linear(1024, 10),
+    )  # fmt: skip
+
+
+def _lenet5(height: int, width: int) -> nn.Module:
+    return nn.Sequential(
+        _conv(1, 32, 3), nn.ReLU(True), nn.MaxPool2d(2),
+        _conv(32, 64, 3), nn.ReLU(True), nn.MaxPool2d(2),
+        _Flatten(), nn.Linear(64 * (height // 4) * (width // 4), 200), nn.ReLU(True),
+        nn.Linear(200, 10),
     )  # fmt: skip
 
 
