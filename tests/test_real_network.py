@@ -26,6 +26,7 @@ from advjax import (
 from advjax.attacks import _iterate
 
 KEY = jax.random.key(3)
+pytestmark = pytest.mark.xdist_group("real_network")  # one process trains the network, once
 
 
 @pytest.fixture(scope="module")
