@@ -373,7 +373,7 @@ def machine(threads: int) -> dict[str, Any]:
 def table(report: dict[str, Any]) -> str:
     """The report as Markdown."""
     m, results = report["machine"], list(report["results"].values())
-    versions = results[-1]["versions"]
+    versions = max(results, key=lambda r: str(r["when"]))["versions"]
     lines = [
         "# Adversarial examples per second",
         "",

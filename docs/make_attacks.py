@@ -72,16 +72,19 @@ def page() -> str:
                 f"| `{e.name}` | {norms} | {'yes' if e.targeted else 'no'} | {SEES[e.oracle]} "
                 f"| {defaults(e)} | {e.cost} | {e.source} |"
             )
-    lines += [
-        "",
-        "## One digit, every attack",
-        "",
-        "Each row: the image, what the attack made of it, and the change, amplified around grey.",
-        f"Fixed budgets are {', '.join(f'{v:g} in {NORMS[k]}' for k, v in EPS.items())}.",
-        "",
-        "![The same digit under every attack](attacks.png)",
-        "",
-    ]
+    if (HERE / "attacks.png").exists():
+        lines += [
+            "",
+            "## One digit, every attack",
+            "",
+            "The image, what the attack made of it, and the change, amplified around grey.",
+            f"Fixed budgets are {', '.join(f'{v:g} in {NORMS[k]}' for k, v in EPS.items())}.",
+            "",
+            "![The same digit under every attack](attacks.png)",
+            "",
+        ]
+    else:
+        lines.append("")
     return "\n".join(lines)
 
 
