@@ -8,11 +8,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from advjax.attacks._iterate import Judgement, judge
+from advjax.attacks._iterate import Iterative, Judgement, auto_loop, judge, outcome
 from advjax.attacks._rows import only, widen
 from advjax.balls import Ball
 from advjax.losses import margin
-from advjax.types import Array, ArrayLike, fold_in_each, is_stochastic, pytree
+from advjax.types import (
+    Array,
+    ArrayLike,
+    Record,
+    fold_in_each,
+    is_stochastic,
+    pytree,
+    replace,
+)
 
 _LARGEST = 1e10  # of c; beyond it, bisecting or not, the distance counts for nothing
 
@@ -195,3 +203,35 @@ class ConstantSearch:
             found=found & ~over,
             progress=progress.again(over),
         )
+
+
+class Attempts(Iterative):
+    """Keeps the nearest success of one attempt after another, until an example has no more.
+
+    Its state has ``keys``, ``closest``, ``over``, ``taken``, ``zero_gradient``, ``probabilities``.
+    """
+
+    def live(self, state: Any) -> Array:
+        return ~state.over & (state.closest.distance > 0)
+
+    def finish(self, state: Any, model: Any, x: Array, y: Array, *, record: bool) -> Record:
+        return outcome(
+            self,
+            model,
+            x,
+            y,
+            state.closest.within(self.ball, x),
+            None if state.keys is None else fold_in_each(state.keys, 0),
+            record=record,
+            loss=margin,
+            forwards=state.taken,
+            backwards=state.taken,
+            first_success=state.closest.first_success,
+            zero_gradient=state.zero_gradient,
+        )
+
+    def doubts(self, state: Any) -> Array:
+        return state.probabilities
+
+    def pieces(self) -> Any:
+        return replace(self, steps=0, loop=auto_loop)

@@ -7,9 +7,9 @@ from typing import Any
 import jax.numpy as jnp
 
 from advjax.attacks._checks import check_count, check_number, check_per_example
-from advjax.attacks._closest import Closest, widen
+from advjax.attacks._closest import Closest
 from advjax.attacks._iterate import Iterative, Loop, auto_loop, outcome
-from advjax.attacks._rows import only
+from advjax.attacks._rows import only, widen
 from advjax.attacks._tradeoff import (
     Adam,
     ConstantSearch,

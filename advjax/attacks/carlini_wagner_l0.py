@@ -8,11 +8,12 @@ import jax
 import jax.numpy as jnp
 
 from advjax.attacks._checks import check_count, check_number, check_per_example
-from advjax.attacks._closest import Closest, widen
-from advjax.attacks._iterate import Iterative, Loop, auto_loop, outcome
-from advjax.attacks._rows import only
+from advjax.attacks._closest import Closest
+from advjax.attacks._iterate import Loop, auto_loop
+from advjax.attacks._rows import only, widen
 from advjax.attacks._tradeoff import (
     Adam,
+    Attempts,
     Progress,
     convinces,
     into_tanh,
@@ -23,14 +24,11 @@ from advjax.attacks._tradeoff import (
     over_features,
 )
 from advjax.balls import L0, Ball
-from advjax.losses import margin
 from advjax.types import (
     Array,
     ArrayLike,
     Key,
-    Record,
     example_keys,
-    fold_in_each,
     is_stochastic,
     pytree,
     replace,
@@ -59,7 +57,7 @@ class _State:
 
 
 @pytree
-class CarliniWagnerL0(Iterative):
+class CarliniWagnerL0(Attempts):
     """The fewest changed features, by freezing (Carlini & Wagner 2017, section VI-B).
 
     The L2 attack runs until its image is adversarial; then the features that matter least, by the
@@ -162,31 +160,6 @@ class CarliniWagnerL0(Iterative):
         )
         held = only(self.live(state), new, replace(state, keys=None))
         return replace(held, keys=state.keys)
-
-    def live(self, state: _State) -> Array:
-        return ~state.over & (state.closest.distance > 0)
-
-    def finish(self, state: _State, model: Any, x: Array, y: Array, *, record: bool) -> Record:
-        return outcome(
-            self,
-            model,
-            x,
-            y,
-            state.closest.within(self.ball, x),
-            None if state.keys is None else fold_in_each(state.keys, 0),
-            record=record,
-            loss=margin,
-            forwards=state.taken,
-            backwards=state.taken,
-            first_success=state.closest.first_success,
-            zero_gradient=state.zero_gradient,
-        )
-
-    def doubts(self, state: _State) -> Array:
-        return state.probabilities
-
-    def pieces(self) -> CarliniWagnerL0:
-        return replace(self, steps=0, loop=auto_loop)
 
 
 def _least(worth: Array, change: Array, free: Array) -> Array:

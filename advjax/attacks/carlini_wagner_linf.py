@@ -7,11 +7,12 @@ from typing import Any
 import jax.numpy as jnp
 
 from advjax.attacks._checks import check_count, check_number, check_per_example
-from advjax.attacks._closest import Closest, widen
-from advjax.attacks._iterate import Iterative, Loop, auto_loop, outcome
-from advjax.attacks._rows import only
+from advjax.attacks._closest import Closest
+from advjax.attacks._iterate import Loop, auto_loop
+from advjax.attacks._rows import only, widen
 from advjax.attacks._tradeoff import (
     Adam,
+    Attempts,
     Progress,
     convinces,
     into_tanh,
@@ -22,14 +23,11 @@ from advjax.attacks._tradeoff import (
     over_features,
 )
 from advjax.balls import Ball, Linf
-from advjax.losses import margin
 from advjax.types import (
     Array,
     ArrayLike,
     Key,
-    Record,
     example_keys,
-    fold_in_each,
     is_stochastic,
     pytree,
     replace,
@@ -57,7 +55,7 @@ class _State:
 
 
 @pytree
-class CarliniWagnerLinf(Iterative):
+class CarliniWagnerLinf(Attempts):
     """The smallest L-inf perturbation by penalties (Carlini & Wagner 2017, section VI-C).
 
     Adam minimises ``c * max(confidence - margin, 0) + sum(max(|d| - tau, 0))`` in tanh space. On
@@ -182,28 +180,3 @@ class CarliniWagnerLinf(Iterative):
         )
         held = only(self.live(state), new, replace(state, keys=None))
         return replace(held, keys=state.keys)
-
-    def live(self, state: _State) -> Array:
-        return ~state.over & (state.closest.distance > 0)
-
-    def finish(self, state: _State, model: Any, x: Array, y: Array, *, record: bool) -> Record:
-        return outcome(
-            self,
-            model,
-            x,
-            y,
-            state.closest.within(self.ball, x),
-            None if state.keys is None else fold_in_each(state.keys, 0),
-            record=record,
-            loss=margin,
-            forwards=state.taken,
-            backwards=state.taken,
-            first_success=state.closest.first_success,
-            zero_gradient=state.zero_gradient,
-        )
-
-    def doubts(self, state: _State) -> Array:
-        return state.probabilities
-
-    def pieces(self) -> CarliniWagnerLinf:
-        return replace(self, steps=0, loop=auto_loop)

@@ -81,7 +81,8 @@ def _worst_stage(stages: tuple[Stage, ...], keys: Key, model: Any, x: Array, y: 
             if not len(left):
                 break
         size = close_size(len(left), batch)
-        some = (keys, x, y) if size == batch else take_rows((keys, x, y), np.resize(left, size))
+        picked = np.resize(left, size)  # filled up by repeats
+        some = (keys, x, y) if size == batch else take_rows((keys, x, y), picked)
         drawn = some[0] if tag is None else fold_in_each(some[0], tag)
         new = attack.solve(drawn, model, *some[1:], record=True)
         if out is None:
@@ -90,7 +91,7 @@ def _worst_stage(stages: tuple[Stage, ...], keys: Key, model: Any, x: Array, y: 
             out = worse(out, new, False)
         else:
             rows = padded_rows(left, size, batch)
-            out = put_rows(out, worse(take_rows(out, np.resize(left, size)), new, False), rows)
+            out = put_rows(out, worse(take_rows(out, picked), new, False), rows)
     assert out is not None  # every attack has a stage
     return out
 

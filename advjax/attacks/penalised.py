@@ -9,8 +9,9 @@ import jax
 import jax.numpy as jnp
 
 from advjax.attacks._checks import check_count, check_number, check_per_example
-from advjax.attacks._closest import Closest, widen
+from advjax.attacks._closest import Closest
 from advjax.attacks._iterate import Iterative, Judgement, Loop, auto_loop, judge, outcome
+from advjax.attacks._rows import widen
 from advjax.attacks._tradeoff import (
     Adam,
     on_mask,

@@ -9,8 +9,8 @@ import pytest
 
 from advjax import L2, Linf, Restarts, WorstOf, device_loop, host_loop, margin, pytree, static
 from advjax.attacks import _cores, _iterate
-from advjax.attacks._closest import widen
 from advjax.attacks._iterate import Iterative, auto_loop, judge, outcome
+from advjax.attacks._rows import widen
 from advjax.types import Array, example_keys, fold_in_each, replace
 
 
