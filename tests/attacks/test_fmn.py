@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from advjax import L0, L1, L2
+from advjax import L0, L1, L2, Linf, create, from_torch, load, load_torch
 from advjax.attacks import _iterate
 from advjax.attacks.fmn import FMN, _next_count
 
@@ -87,11 +87,52 @@ def test_a_first_order_estimate_that_lands_on_the_tie_still_crosses(key):
     np.testing.assert_allclose(record.distance, 0.5 / np.sqrt(2), rtol=2e-3)
 
 
+@pytest.mark.parametrize("ball", [Linf(), L2()])
+def test_the_first_jump_maximises_the_linear_margin_in_ball_and_box(ball, tiny, key):
+    model, weights, x, _ = tiny
+    x = x.at[:3].set(jnp.round(x[:3]))  # pixels on the bounds
+    y = jnp.argmax(model(x), axis=1)
+    attack = FMN(ball=ball, patience=0)
+    state = attack.step(0, attack.init(key, model, x, y), model, x, y)
+    moved = np.asarray(state.x_adv - x).reshape(6, -1)
+    logits = np.asarray(model(x))
+    other = np.argsort(logits, axis=1)[:, -2]
+    grad = np.asarray(weights, float)
+    rise = [grad[:, other[n]] - grad[:, y[n]] for n in range(6)]
+    flat, radius = np.asarray(x, float).reshape(6, -1), np.asarray(state.radius)
+    for n in range(6):
+        if isinstance(ball, Linf):
+            best = np.clip(flat[n] + radius[n] * np.sign(rise[n]), 0, 1) - flat[n]
+        else:
+            scales = np.geomspace(1e-3, 1e3, 20_000)
+            cut = np.clip(flat[n] + scales[:, None] * rise[n], 0, 1) - flat[n]
+            inside = np.linalg.norm(cut, axis=1) <= radius[n]
+            best = cut[inside][-1]
+        np.testing.assert_allclose(moved[n] @ rise[n], best @ rise[n], rtol=2e-3)
+
+
+def test_an_adversarially_trained_network_is_fooled(shared, key):
+    """Without the jumps, FMN in L2 fools about half of the images of this network."""
+    path = shared / "weights" / "mnist_lenet5_adv.pt"
+    if not path.is_file():
+        pytest.skip(f"needs published weights: no {path}")
+    model = from_torch(create("lenet5"), load_torch(path), (28, 28, 1))
+    test = load("mnist", "test", data_dir=shared / "tfds")
+    pick = np.random.default_rng(0).permutation(len(test))[:64]
+    x, y = jnp.asarray(test.x[pick] / np.float32(255)), jnp.asarray(test.y[pick], jnp.int32)
+    record = FMN(ball=L2()).run(key, model, x, y)
+    assert record.success.all()
+    assert jnp.median(record.distance) < 1.79  # adv-lib's FMN; advjax 1.5
+    published = FMN(ball=L2(), patience=100).run(key, model, x, y)
+    assert published.success.mean() < 0.75
+
+
 @pytest.mark.parametrize(
     ("fields", "error", "says"),
     [
         ({"ball": 0.3}, TypeError, "Linf, L2, L1 or L0 is taken"),
         ({"ball": L2(), "steps": -1}, ValueError, "an integer >= 0"),
+        ({"ball": L2(), "patience": -1}, ValueError, "patience=-1"),
         ({"ball": L2(), "gamma": 0}, ValueError, "gamma=0"),
         ({"ball": L2(), "gamma_final": 1}, ValueError, "between 0 and 1"),
     ],
