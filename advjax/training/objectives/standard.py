@@ -1,0 +1,40 @@
+"""Training on the images as they are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax.numpy as jnp
+
+from advjax.training.objectives._shared import (
+    accuracy,
+    check_fraction,
+    smoothed_cross_entropy,
+    training_pass,
+)
+from advjax.types import Apply, Array, ArrayLike, Aux, Key, pytree
+
+
+@pytree
+class Standard:
+    """Mean cross-entropy on the images as they are.
+
+    Metrics: ``clean_accuracy``.
+
+    Attributes:
+      label_smoothing: the share of every target that is spread over all classes, in [0, 1].
+    """
+
+    label_smoothing: ArrayLike = 0.0
+
+    def check(self) -> None:
+        check_fraction("label_smoothing", self.label_smoothing)
+
+    def __call__(
+        self, key: Key, apply: Apply, params: Any, stats: Any, batch: Mapping[str, Array]
+    ) -> tuple[Array, Aux]:
+        x, y = batch["x"], batch["y"]
+        logits, stats = training_pass(key, apply, params, stats, x)
+        loss = jnp.mean(smoothed_cross_entropy(logits, y, self.label_smoothing))
+        return loss, Aux(stats=stats, metrics={"clean_accuracy": accuracy(logits, y)})
