@@ -36,7 +36,7 @@ from advjax.types import (
 )
 
 _SAME = 1e-4  # a smaller change of a pixel counts as none when the next ones are frozen
-_MATTERS = 0.01  # of the margin, in logits: no second pixel that gives more is frozen at once
+_MATTERS = 0.01  # of the margin, in logits: features that give less are frozen several at once
 
 
 @pytree
@@ -60,13 +60,15 @@ class _State:
 class CarliniWagnerL0(Attempts):
     """The fewest changed features, by freezing (Carlini & Wagner 2017, section VI-B).
 
-    The L2 attack runs until its image is adversarial; then the features that matter least, by the
-    gradient of the margin times the change, go back to the clean image for good, and the attack
-    goes on from there with the others. Without a success c is doubled; beyond ``largest_c`` the
-    search ends. How many features a round freezes is that of the authors' code: at least one, else
-    those that give less than 0.01 logits, up to 0.3 times the root of the number of unchanged
-    ones. The authors freeze pixels with all their channels; here each channel is a feature, as
-    the ``L0`` ball counts them. An example goes through its rounds at its own pace.
+    The L2 attack runs until its image is adversarial; then the features that matter least go back
+    to the clean image for good, and the attack goes on from there with the others. Without a
+    success c is doubled; beyond ``largest_c`` the search ends. As in the authors' code a round
+    freezes those that give less than 0.01 logits, by the gradient of the margin times the change,
+    up to 0.3 times the root of the number of unchanged ones. Where all give more, the paper freezes
+    the one that gives least, here it is the one that could give least, with all the room the box
+    has for it: what is frozen never comes back, and the others have to give more from then on. The
+    authors freeze pixels with all their channels; here each channel is a feature, as the ``L0``
+    ball counts them. An example goes through its rounds at its own pace.
 
     Attributes:
       ball: an ``L0`` ball, by default without a limit; with a finite ``eps`` all but the largest
@@ -142,7 +144,10 @@ class CarliniWagnerL0(Attempts):
         wait = leaving_a_bound(state.w, direction)
         over, progress = state.progress.after(short, self.attempt, self.abort_early, wait)
         gave_up = over & ~success
-        frozen = _least(jnp.abs(rise * change), jnp.abs(change), state.free)
+        lower, upper = self.bounds
+        room = jnp.where(rise > 0, upper - x, x - lower)
+        steep, moved = jnp.abs(rise), jnp.abs(change)
+        frozen = _least(steep * moved, steep * room, moved, state.free)
         free = state.free & ~(frozen & widen(success, x))
         end = gave_up & (2 * c > jnp.asarray(self.largest_c))
         new = _State(
@@ -162,15 +167,16 @@ class CarliniWagnerL0(Attempts):
         return replace(held, keys=state.keys)
 
 
-def _least(worth: Array, change: Array, free: Array) -> Array:
-    """The free features worth least, which a round freezes; bool."""
-    axes = over_features(worth)
+def _least(gives: Array, could_give: Array, change: Array, free: Array) -> Array:
+    """The free features that a round freezes; bool."""
+    axes = over_features(gives)
     count = lambda which: jnp.sum(which, axis=axes, keepdims=True)
-    worth = jnp.where(free, worth, jnp.inf)
+    smallest = lambda worth: jnp.min(worth, axis=axes, keepdims=True)
+    gives, could_give = (jnp.where(free, worth, jnp.inf) for worth in (gives, could_give))
     most = jnp.maximum(jnp.floor(0.3 * jnp.sqrt(count(change < _SAME))), 1)
     # The threshold below which at most so many lie. Floats >= 0 are ordered as their bits are:
     # 31 halvings of the integers are an exact search, without sorting.
-    bits = jax.lax.bitcast_convert_type(worth.astype(jnp.float32), jnp.int32)
+    bits = jax.lax.bitcast_convert_type(gives.astype(jnp.float32), jnp.int32)
 
     def halve(n: Any, low: Array) -> Array:
         tried = low + (jnp.int32(1) << (30 - n))
@@ -178,5 +184,6 @@ def _least(worth: Array, change: Array, free: Array) -> Array:
 
     low = jnp.zeros_like(jnp.max(bits, axis=axes, keepdims=True))
     low = jax.lax.fori_loop(0, 31, halve, low)
-    smallest = jnp.min(worth, axis=axes, keepdims=True)
-    return free & ((worth <= smallest) | ((bits < low) & (worth <= _MATTERS)))
+    idle = (gives <= _MATTERS) & ((bits < low) | (gives <= smallest(gives)))
+    weakest = could_give <= smallest(could_give)
+    return free & jnp.where(smallest(gives) <= _MATTERS, idle, weakest)

@@ -4,8 +4,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from closest_points import farthest_target, untargeted
 
-from advjax import FGSM, L1, L2, PGD, Linf, Targeted, cross_entropy, replace
+from advjax import FGSM, L0, L1, L2, MIM, PGD, Linf, Targeted, cross_entropy, dlr, replace
+from advjax.attacks.apgd import APGD
+from advjax.attacks.autoattack import AutoAttack, Version
+from advjax.attacks.transfer import NIFGSM
 
 
 def two_class(weights, bias, x):
@@ -83,3 +87,82 @@ def test_pgd_reaches_the_optimum_inside_ball_and_box(logistic, key, ball, target
     possible = sign * np.asarray(model(x)[:, 1]) + best > 0
     clear = np.abs(sign * np.asarray(model(x)[:, 1]) + best) > 0.02 * best
     np.testing.assert_array_equal(np.asarray(record.success)[clear], possible[clear])
+
+
+# Every rank and both goals over the norms of each attack. (name, attack of a ball, norm, rank of
+# an image, targeted.) A step is a tenth of eps: what the box cuts off must be made up for by more
+# travel than eps / steps each, and a random start forgotten. In L0 a step must reach the bounds:
+# the projection keeps the features that it moves farthest. DLR is not aimed: it is -1, whatever the
+# logits, while the target's is the third.
+QUICK = Version((("apgd-ce", 1), ("apgd-t", 1), ("fab-t", 1)), steps=100)  # the nearest class
+FIXED = [
+    ("fgsm", lambda ball: FGSM(ball=ball), "linf 3 U"),
+    ("pgd", lambda ball: PGD(ball=ball, step_size=ball.eps / 10, steps=100), "l2 3 T, l1 1 U"),
+    ("pgd", lambda ball: PGD(ball=ball, step_size=100), "l0 2 U"),
+    ("mim", lambda ball: MIM(ball=ball, step_size=ball.eps / 10, steps=100), "linf 2 T, l2 1 U"),
+    ("mim", lambda ball: MIM(ball=ball, step_size=ball.eps / 10, steps=100), "l1 3 T"),
+    ("mim", lambda ball: MIM(ball=ball, step_size=100), "l0 1 U"),
+    ("nifgsm", lambda ball: NIFGSM(ball=ball, steps=40), "linf 1 U"),
+    ("apgd_ce", lambda ball: APGD(ball=ball), "linf 3 T, l2 1 U, l1 2 T"),
+    ("apgd_dlr", lambda ball: APGD(ball=ball, loss=dlr), "linf 2 U, l2 3 U, l1 1 U"),
+    ("apgd_t", lambda ball: APGD(ball=ball, rank=1), "linf 1 U, l2 2 U, l1 3 U"),
+    ("autoattack", lambda ball: AutoAttack(ball=ball, version=QUICK), "linf 3 U, l2 3 U, l1 3 U"),
+]
+# How much short of the closest adversarial point, and how much beyond. A hundred sparse steps up
+# DLR, whose denominator pulls aside, end farther from the answer than up the other losses.
+GAP, SPARSE_DLR = 0.02, 0.05
+NORMS = {"linf": Linf(), "l2": L2(), "l1": L1(), "l0": L0()}
+SHAPES = {1: (48,), 2: (8, 6), 3: (4, 4, 3)}  # an image's feature axes
+
+
+def affine(weights, bias, x):
+    return x.reshape(x.shape[0], -1) @ weights + bias
+
+
+@pytest.fixture(scope="module")
+def four_classes():
+    """Weights, bias, images whose nearest class is clear, labels."""
+    rng = np.random.default_rng(5)
+    weights, bias = 2 * rng.normal(size=(48, 4)), 2 * rng.normal(size=4)
+    x = rng.uniform(0, 1, size=(2000, 48)).astype(np.float32).astype(float)
+    first, second, third = np.sort(x @ weights + bias, axis=1)[:, :-4:-1].T
+    clear = np.where(first - third > 2 * (first - second), first - second, 0)
+    x = x[np.argsort(-clear)[:12]]
+    return weights, bias, x, np.argmax(x @ weights + bias, axis=1)
+
+
+@pytest.mark.parametrize(
+    ("make", "norm", "rank", "targeted", "gap"),
+    [
+        pytest.param(
+            make,
+            norm,
+            int(rank),
+            goal == "T",
+            SPARSE_DLR if norm == "l1" and name in ("apgd_dlr", "apgd_t") else GAP,
+            id=f"{name}-{norm}-{rank}d-{goal}",
+        )
+        for name, make, cases in FIXED
+        for norm, rank, goal in map(str.split, cases.split(", "))
+    ],
+)
+def test_succeeds_exactly_when_ball_and_box_hold_an_adversarial_point(
+    make, norm, rank, targeted, gap, four_classes, key
+):
+    """Every image twice: a little short of its closest adversarial point, and beyond."""
+    weights, bias, x, y = four_classes
+    each = list(zip(x, y, strict=True))
+    if targeted:
+        found = [farthest_target(norm, weights, bias, *one) for one in each]
+        goal, best = map(np.array, zip(*found, strict=True))
+    else:
+        goal, best = y, np.array([untargeted(norm, weights, bias, *one) for one in each])
+    short, beyond = (best - 1, best) if norm == "l0" else ((1 - gap) * best, (1 + gap) * best)
+    eps = np.concatenate([short, beyond]).astype(np.float32)
+    attack = make(replace(NORMS[norm], eps=eps))
+    attack = Targeted(attack) if targeted else attack
+    model = jax.tree_util.Partial(affine, jnp.float32(weights), jnp.float32(bias))
+    images = jnp.asarray(np.tile(x, (2, 1)), jnp.float32).reshape(-1, *SHAPES[rank])
+    record = attack.run(key, model, images, jnp.asarray(np.tile(goal, 2), jnp.int32))
+    assert (record.distance <= eps * (1 + 1e-5)).all()
+    np.testing.assert_array_equal(record.success, np.arange(24) >= 12)
