@@ -40,10 +40,11 @@ def page() -> str:
         "judges the result comes on top. An attack that sees scores or labels gets them through",
         "`Scores(model)` or `Labels(model)`, which tell nothing else.",
         "",
-        "Attacks made of attacks: `Restarts`, `WorstOf`, `Targeted`, `EOT` (randomised models),",
-        "`MinimalNorm`, `Lattice` (results that survive 8 bits), `Transferred` (crafted on another",
-        "model). Trained once for all images: `train_patch`, `train_universal`,",
-        "`train_substitute`. `bpda` gives a step without a gradient one.",
+        "Attacks made of attacks: `Restarts`, `WorstOf`, `Targeted`, `EOT` (randomised models, and",
+        "random transforms: `Transformed(model, transform)`), `MinimalNorm`, `Lattice` (results",
+        "that survive 8 bits), `Transferred` (crafted on another model). Trained once for all",
+        "images: `train_patch`, `train_universal`, `train_substitute`. `bpda` gives a step without",
+        "a gradient one.",
     ]
     for family in dict.fromkeys(e.family for e in ENTRIES):
         lines += [

@@ -4,6 +4,7 @@ import itertools
 import os
 import socket
 from pathlib import Path
+from typing import Any
 
 # Before JAX is imported: these are read once.
 os.environ.setdefault("JAX_NUM_CPU_DEVICES", "8")
@@ -56,6 +57,21 @@ def shared() -> Path:
     if not (path / "tfds").is_dir():
         pytest.skip(f"needs real data: no {path}/tfds; set ADVJAX_SHARED to a folder that has it")
     return path
+
+
+@pytest.fixture(scope="session")
+def lenet5(shared):
+    """``lenet5("cln")`` or ``lenet5("adv")``: AdverTorch's networks of MNIST, standard and
+    adversarially trained; skips loudly without their weights."""
+    from advjax import create, from_torch, load_torch
+
+    def published(name: str) -> Any:
+        path = shared / "weights" / f"mnist_lenet5_{name}.pt"
+        if not path.is_file():
+            pytest.skip(f"needs published weights: no {path}")
+        return from_torch(create("lenet5"), load_torch(path), (28, 28, 1))
+
+    return published
 
 
 @pytest.fixture(scope="session")

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from advjax.attacks._checks import check_count
 from advjax.attacks._iterate import Attack, Stage
 from advjax.attacks._rows import close_size, padded_rows, put_rows, take_rows
 from advjax.checks import is_traced
@@ -96,7 +97,7 @@ def _worst_stage(stages: tuple[Stage, ...], keys: Key, model: Any, x: Array, y: 
     return out
 
 
-class _Wrapper(Attack):
+class Wrapper(Attack):
     """An attack that changes how another one is run."""
 
     attack: Attack
@@ -116,7 +117,7 @@ class _Wrapper(Attack):
 
 
 @pytree
-class Restarts(_Wrapper):
+class Restarts(Wrapper):
     """The worst of ``n`` runs with different draws, per example.
 
     Run number r draws from ``fold_in(key_i, r)``: more restarts contain fewer, so the robust
@@ -210,7 +211,7 @@ def _targets(choose: ChooseTargets, keys: Key, model: Any, x: Array, y: Array) -
 
 
 @pytree
-class Targeted(_Wrapper):
+class Targeted(Wrapper):
     """An attack towards a class: the labels given are the targets, success is reaching them.
 
     Attributes:
@@ -234,35 +235,58 @@ class Targeted(_Wrapper):
 
 @pytree
 class _Draws:
-    """A randomised model answered in ``samples`` draws at once: logits ``[S, B, K]``."""
+    """A randomised model answered in ``samples`` draws, ``chunk`` at once: logits ``[S, B, K]``."""
 
     model: Any
     samples: int = static()
+    chunk: int = static()
 
     stochastic = True
 
     def __call__(self, x: Array, *, key: Key) -> Array:
-        draw = jnp.arange(self.samples)
-        keys = jax.vmap(lambda s: fold_in_each(key, s))(draw).reshape(-1)
-        many = jnp.broadcast_to(x, (self.samples, *x.shape)).reshape((-1, *x.shape[1:]))
-        logits = self.model(many, key=keys)
+        def answer(model: Any, x: Array, keys: Key) -> Array:
+            many = jnp.broadcast_to(x, (self.chunk, *x.shape)).reshape((-1, *x.shape[1:]))
+            return model(many, key=keys.reshape(-1)).reshape((self.chunk, x.shape[0], -1))
+
+        keys = jax.vmap(fold_in_each, (None, 0))(key, jnp.arange(self.samples))  # [S, B]
+        if self.chunk == self.samples:
+            return answer(self.model, x, keys)
+        # Computed again on the way back, so that one chunk's activations are held at a time.
+        again = jax.checkpoint(answer, prevent_cse=False)
+        parts = keys.reshape(-1, self.chunk, x.shape[0])
+        logits = jax.lax.map(lambda part: again(self.model, x, part), parts)
         return logits.reshape((self.samples, x.shape[0], -1))
 
 
 @pytree
-class EOT(_Wrapper):
+class EOT(Wrapper):
     """Expectation over a randomised model's draws (Athalye et al. 2018, section 4.2).
 
     Each gradient is the mean over ``samples`` fresh draws per example; an image is adversarial
-    where more than half of the draws are. Memory grows with ``samples``: the draws are one batch.
+    where more than half of the draws are. The random transform of an input is a model too:
+    ``Transformed(model, transform)``. A query of an attack that counts queries is answered by
+    ``samples`` of the model's; the record counts the model's. ``success_over_draws`` tells how
+    often an image succeeds, with an interval.
+
+    Attributes:
+      attack: what to run.
+      samples: draws per example for each answer of the model.
+      chunk: draws in one batch of the model, a divisor of ``samples``; None for all of them.
+        Bounds the memory: the draws and results are the same, but every backward pass repeats its
+        forward pass, which the record does not count.
     """
 
     attack: Attack = dataclasses.field(kw_only=False)
     samples: int = static(default=20)
+    chunk: int | None = static(default=None)
 
     def check(self) -> None:
-        if not isinstance(self.samples, int) or self.samples < 1:
-            raise ValueError(f"EOT: given samples={self.samples!r}; an integer >= 1 is taken")
+        check_count("EOT", "samples", self.samples)
+        check_count("EOT", "chunk", self.chunk, none=True)
+        if self.chunk is not None and self.samples % self.chunk:
+            raise ValueError(
+                f"EOT: given chunk={self.chunk} for {self.samples} samples; a divisor is taken"
+            )
 
     def solve(self, key: Key, model: Any, x: Array, y: Array, *, record: bool) -> Record:
         if not is_stochastic(model):
@@ -270,7 +294,8 @@ class EOT(_Wrapper):
                 f"EOT: given {type(model).__name__}, which is not randomised; "
                 "a model with stochastic = True is taken"
             )
-        draws = _Draws(model=model, samples=self.samples)
+        chunk = self.chunk or self.samples
+        draws = _Draws(model=model, samples=self.samples, chunk=chunk)
         out = self.attack.solve(key, draws, x, y, record=record)
         if not record:
             return out

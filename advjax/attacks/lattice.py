@@ -12,11 +12,11 @@ import numpy as np
 from advjax.attacks._checks import check_count
 from advjax.attacks._iterate import Attack, judge, outcome
 from advjax.attacks._rows import vanished, widen
+from advjax.attacks.compose import Wrapper
 from advjax.balls import Ball, Linf
 from advjax.losses import margin
 from advjax.types import (
     Array,
-    ArrayLike,
     Key,
     Record,
     example_keys,
@@ -31,7 +31,7 @@ _LATTICE = 2**32 - 2  # what keys are folded with here; no run of an attack uses
 
 
 @pytree
-class Lattice(Attack):
+class Lattice(Wrapper):
     """An attack whose images have ``levels`` values: they pass through uint8 and PNG unchanged.
 
     The result of the attack is rounded in up to three ways inside ball and box: each pixel to the
@@ -74,23 +74,10 @@ class Lattice(Attack):
     def targeted(self) -> bool:
         return getattr(self.attack, "targeted", False)
 
-    @property
-    def bounds(self) -> tuple[ArrayLike, ArrayLike]:
-        return self.attack.bounds
-
-    def check_fits(self, x: Array) -> None:
-        self.attack.check_fits(x)
-
     def solve(self, key: Key, model: Any, x: Array, y: Array, *, record: bool) -> Record:
         keys = example_keys(key, x.shape[0])
         out = self.attack.solve(keys, model, x, y, record=record)
         return _settle(replace(self, attack=_bare(self.attack)), keys, model, x, y, out)
-
-    def aimed(self) -> Attack:
-        return replace(self, attack=self.attack.aimed())
-
-    def scaled(self, factor: ArrayLike) -> Attack:
-        return replace(self, attack=self.attack.scaled(factor))
 
 
 def _bare(attack: Any) -> Any:

@@ -13,7 +13,7 @@ import numpy as np
 from advjax.attacks._checks import check_count
 from advjax.attacks._closest import Closest, farthest
 from advjax.attacks._iterate import Attack, judge, outcome
-from advjax.attacks.compose import Targeted
+from advjax.attacks.compose import Targeted, Wrapper
 from advjax.balls import Ball, concrete
 from advjax.checks import is_traced
 from advjax.losses import margin
@@ -44,7 +44,7 @@ class _Search:
 
 
 @pytree
-class MinimalNorm(Attack):
+class MinimalNorm(Wrapper):
     """The smallest perturbation that an attack with a budget finds, per example.
 
     Runs the attack ``searches`` times, with a budget for each example: twice the last one until
@@ -95,13 +95,6 @@ class MinimalNorm(Attack):
     def targeted(self) -> bool:
         return bool(self._core.targeted)
 
-    @property
-    def bounds(self) -> tuple[ArrayLike, ArrayLike]:
-        return self.attack.bounds
-
-    def check_fits(self, x: Array) -> None:
-        self.attack.check_fits(x)
-
     def solve(self, key: Key, model: Any, x: Array, y: Array, *, record: bool) -> Record:
         keys = example_keys(key, x.shape[0])
         state = _start(self, keys, model, x, y)
@@ -119,12 +112,6 @@ class MinimalNorm(Attack):
             for r in range(self.searches):
                 state = search(r, state)
         return _end(self, state, keys, model, x, y, record)
-
-    def aimed(self) -> MinimalNorm:
-        return replace(self, attack=self.attack.aimed())
-
-    def scaled(self, factor: ArrayLike) -> MinimalNorm:
-        return replace(self, attack=self.attack.scaled(factor))
 
 
 @jax.jit

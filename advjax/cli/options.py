@@ -14,15 +14,15 @@ if TYPE_CHECKING:
 Method = Literal[
     "fgsm", "bim", "pgd", "mim", "apgd", "square", "fab", "deepfool", "ddn", "fmn", "autoattack"
 ]
-# Attacks that set their own step: what advjax calls them and the norms they know.
+# Attacks that set their own step, and what advjax calls them.
 _STEPLESS = {
-    "apgd": ("APGD", ("linf", "l2", "l1")),
-    "square": ("Square", ("linf", "l2", "l1")),
-    "fab": ("FAB", ("linf", "l2", "l1")),
-    "deepfool": ("DeepFool", ("linf", "l2")),
-    "ddn": ("DDN", ("l2",)),
-    "fmn": ("FMN", ("linf", "l2", "l1")),
-    "autoattack": ("AutoAttack", ("linf", "l2", "l1")),
+    "apgd": "APGD",
+    "square": "Square",
+    "fab": "FAB",
+    "deepfool": "DeepFool",
+    "ddn": "DDN",
+    "fmn": "FMN",
+    "autoattack": "AutoAttack",
 }
 Norm = Literal["linf", "l2", "l1"]
 Which = Literal["best", "last"]
@@ -73,7 +73,7 @@ def attack_of(method: str, eps: float, budget: Budget, *, targeted: bool = False
         "bim": attacks.BIM,
         "pgd": attacks.PGD,
         "mim": attacks.MIM,
-        **{key: getattr(attacks, name) for key, (name, _) in _STEPLESS.items()},
+        **{key: getattr(attacks, name) for key, name in _STEPLESS.items()},
     }
     attack = make[method](**fields)
     if budget.restarts != 1:
@@ -86,9 +86,11 @@ def attack_of(method: str, eps: float, budget: Budget, *, targeted: bool = False
 
 
 def _check_stepless(method: str, budget: Budget, targeted: bool) -> None:
-    _, norms = _STEPLESS[method]
-    if budget.norm not in norms:
-        raise UsageError(f"{method} does not know the norm {budget.norm}; {', '.join(norms)}")
+    from advjax.attacks import registry
+
+    known = registry.entry(_STEPLESS[method])
+    if budget.norm not in known.norms:
+        raise UsageError(f"{method} does not know the norm {budget.norm}; {', '.join(known.norms)}")
     if budget.step_size is not None:
         raise UsageError(f"{method} sets its own step, --step-size does not go with it")
     if method == "autoattack" and (targeted or budget.steps is not None):

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from advjax.attacks import Attack
+from advjax.evaluation.draws import DRAWS
 from advjax.evaluation.runner import Progress, Runner
 from advjax.evaluation.statistics import Accuracy
 
@@ -41,7 +42,7 @@ def robustness_curve(
     *,
     key: jax.Array,
     batch_size: int = 256,
-    draws: int = 1,
+    draws: int = DRAWS,
     level: float = 0.95,
     progress: Progress | None = None,
     devices: Sequence[Any] | None = None,

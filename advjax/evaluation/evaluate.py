@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from advjax.attacks import Attack
 from advjax.checks import check_batch
+from advjax.evaluation.draws import DRAWS
 from advjax.evaluation.result import Evaluation
 from advjax.evaluation.runner import Progress, Runner, predict
 from advjax.types import as_model, example_keys, fold_in_each
@@ -25,7 +26,7 @@ def evaluate(
     batch_size: int = 256,
     cascade: bool = False,
     keep_images: int | bool = False,
-    draws: int = 1,
+    draws: int = DRAWS,
     level: float = 0.95,
     progress: Progress | None = None,
     devices: Sequence[Any] | None = None,
@@ -51,8 +52,10 @@ def evaluate(
       cascade: attack only what the earlier named attacks have left standing, as AutoAttack does;
         ``robust[name]`` is then the accuracy after it.
       keep_images: keep the adversarial images of the first so many examples; ``True`` for all.
-      draws: a randomised model's prediction is the majority of so many draws. With one, every
-        further stage is one more chance of an unlucky draw.
+      draws: a randomised model's prediction is the majority of so many draws. On the returned
+        images as many further ones are counted: the mean share of them that is fooled, with an
+        interval over images and draws, is in table and summary, each image's own is
+        ``over_draws(name)``.
       level: confidence of the intervals.
       progress: called as ``progress(stage, done, total)`` with numbers of examples.
       devices: JAX devices to spread each batch over; all local ones by default.
@@ -91,6 +94,7 @@ def evaluate(
             "examples": len(run.y),
             "attacks": {name: repr(attack) for name, attack in named.items()},
             "batch_size": batch_size,
+            "draws": run.draws,
             "devices": run.sharding.num_devices,
             "platform": jax.default_backend(),
             "jax": jax.__version__,
@@ -103,7 +107,8 @@ def attack_accuracy(attack: Attack, key: jax.Array, model: Any, x: Any, y: Any) 
 
     ``jax.vmap(attack_accuracy, in_axes=(0, None, None, None, None))`` over an attack whose eps is
     a grid gives the whole curve in one program. ``evaluate`` is for data sets: it drops what is
-    fooled, keeps what happened per example and gives intervals.
+    fooled, keeps what happened per example, asks a randomised model more than once and gives
+    intervals.
 
     Args:
       attack: any attack.

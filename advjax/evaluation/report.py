@@ -80,6 +80,12 @@ class Table:
         note = "Robust: right when clean and under the attack, judged on the returned image."
         if evaluation.cascade:
             note += " Each attack saw only what those above it had left standing."
+        if counted := {r.draws for r in evaluation.attacks.values() if r.wrong_draws is not None}:
+            note += (
+                f" The model is randomised: its answer is the majority of {max(counted)} draws; "
+                "fooled draws are the share of as many fresh ones on the attacked images, with an "
+                "interval over images and draws."
+            )
         return cls(header, rows, title, note)
 
     def html(self) -> str:

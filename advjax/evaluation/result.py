@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from advjax.evaluation.statistics import Accuracy
+from advjax.evaluation.draws import Shares
+from advjax.evaluation.statistics import Accuracy, wilson_over_draws
 
 _ARRAYS = (
     "attacked",
@@ -50,6 +51,10 @@ class AttackResult:
         ball; none of them is a success.
       x_adv: ``[M, ...]`` float32 images of the first M examples; the clean image where the example
         was not attacked. ``None`` unless images are kept.
+      wrong_draws: ``[N]`` int32, of ``draws`` further draws of a randomised model, which nothing
+        was chosen by, how many are wrong on the returned image; 0 where it is invalid. ``None``
+        for another model.
+      draws: how many draws a prediction is the majority of, and how many are counted.
     """
 
     attacked: np.ndarray
@@ -66,6 +71,8 @@ class AttackResult:
     seconds: float
     invalid: int
     x_adv: np.ndarray | None = None
+    wrong_draws: np.ndarray | None = None
+    draws: int = 1
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -133,13 +140,27 @@ class Evaluation:
         """The share that is right when clean and under every attack: per example the worst case."""
         return self._accuracy(self.standing())
 
+    def over_draws(self, name: str) -> Shares | None:
+        """Per image the share of draws that an attack fooled, and its interval, ``[N]`` each.
+
+        NaN where not attacked; ``None`` unless the model is randomised.
+        """
+        result = self.attacks[name]
+        if result.wrong_draws is None:
+            return None
+        found = Shares.of(result.wrong_draws, result.draws, self.level)
+        return Shares(*(np.where(result.attacked, values, np.nan) for values in found))
+
     def summary(self) -> dict[str, Any]:
         """Everything but the per-example arrays, fit for JSON: no NaN, no arrays."""
         return {
             "clean": self.clean.to_dict(),
             "robust": {name: a.to_dict() for name, a in self.robust.items()},
             "worst": self.worst.to_dict(),
-            "attacks": {name: _costs(result) for name, result in self.attacks.items()},
+            "attacks": {
+                name: _costs(result) | {"over_draws": _over_draws(result, self.level)}
+                for name, result in self.attacks.items()
+            },
             "cascade": self.cascade,
             "level": self.level,
             "seconds": self.seconds,
@@ -152,18 +173,21 @@ class Evaluation:
 
     def rows(self) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
         """Header and rows of the table, as text."""
+        drawn = any(result.wrong_draws is not None for result in self.attacks.values())
         header = (
             "attack",
             "accuracy %",
             f"{100 * self.level:g} % interval",
             "fooled",
+            *(["fooled draws %"] if drawn else []),
             "median distance",
             "forwards",
             "backwards",
             "seconds",
         )
+        nothing = [""] if drawn else []
         rows: list[tuple[str, ...]] = [
-            ("clean", *_shown(self.clean), "", "", "", "", f"{self.seconds:.1f}")
+            ("clean", *_shown(self.clean), "", *nothing, "", "", "", f"{self.seconds:.1f}")
         ]
         for name, accuracy in self.robust.items():
             result, cost = self.attacks[name], _costs(self.attacks[name])
@@ -174,6 +198,7 @@ class Evaluation:
                     ("after " if self.cascade else "") + name + warning,
                     *_shown(accuracy),
                     f"{cost['fooled']}/{cost['attacked']}",
+                    *([_shown_draws(_over_draws(result, self.level))] if drawn else []),
                     "" if distance is None else f"{distance:.4g}",
                     f"{cost['mean_forwards']:.1f}",
                     f"{cost['mean_backwards']:.1f}",
@@ -181,7 +206,7 @@ class Evaluation:
                 )
             )
         if len(self.attacks) > 1:
-            rows.append(("worst case", *_shown(self.worst), "", "", "", "", ""))
+            rows.append(("worst case", *_shown(self.worst), "", *nothing, "", "", "", ""))
         return header, rows
 
     def table(self) -> str:
@@ -203,8 +228,9 @@ class Evaluation:
         arrays = {k: getattr(self, k) for k in ("ids", "y", "prediction", "confidence")}
         for i, result in enumerate(self.attacks.values()):
             arrays |= {f"{i}.{k}": getattr(result, k) for k in _ARRAYS}
-            if result.x_adv is not None:
-                arrays[f"{i}.x_adv"] = result.x_adv
+            for k in ("x_adv", "wrong_draws"):
+                if getattr(result, k) is not None:
+                    arrays[f"{i}.{k}"] = getattr(result, k)
         base = Path(path)
         base.parent.mkdir(parents=True, exist_ok=True)
         for suffix in (".npz", ".json"):
@@ -240,6 +266,8 @@ class Evaluation:
                     seconds=cost["seconds"],
                     invalid=cost["invalid"],
                     x_adv=arrays.get(f"{i}.x_adv"),
+                    wrong_draws=arrays.get(f"{i}.wrong_draws"),
+                    draws=(cost.get("over_draws") or {"draws": 1})["draws"],
                 )
                 for i, (name, cost) in enumerate(about["attacks"].items())
             }
@@ -260,6 +288,23 @@ class Evaluation:
 def _shown(accuracy: Accuracy) -> tuple[str, str]:
     low, high = 100 * accuracy.low, 100 * accuracy.high
     return f"{100 * accuracy.value:.2f}", f"[{low:.2f}, {high:.2f}]"
+
+
+def _over_draws(result: AttackResult, level: float) -> dict[str, Any] | None:
+    """The share of draws that were fooled, the mean over attacked images, with its interval."""
+    if result.wrong_draws is None:
+        return None
+    wrong = result.wrong_draws[result.attacked]
+    value = float(wrong.mean()) / result.draws if len(wrong) else None
+    low, high = wilson_over_draws(wrong, result.draws, level)
+    return {"draws": result.draws, "value": value, "low": low, "high": high}
+
+
+def _shown_draws(found: dict[str, Any] | None) -> str:
+    if found is None or found["value"] is None:
+        return ""
+    value, low, high = (100 * found[name] for name in ("value", "low", "high"))
+    return f"{value:.2f} [{low:.2f}, {high:.2f}]"
 
 
 def _costs(result: AttackResult) -> dict[str, Any]:

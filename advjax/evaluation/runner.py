@@ -18,6 +18,7 @@ from advjax.attacks import Attack, Targeted
 from advjax.balls import Ball
 from advjax.checks import check_images, check_labels, classes_of
 from advjax.data import Dataset, to_float
+from advjax.evaluation.draws import DRAWS, wrong_draws
 from advjax.evaluation.result import AttackResult
 from advjax.evaluation.tally import Tally
 from advjax.types import (
@@ -71,6 +72,7 @@ def predict(
 
 # Module-level, so that all evaluations share one cache of compiled programs.
 _predict = jax.jit(predict, static_argnums=3)
+_wrong_draws = jax.jit(wrong_draws, static_argnums=4)
 _fold = jax.jit(fold_in_each)
 
 
@@ -103,7 +105,8 @@ class Runner:
       key: the evaluation's key.
       sizes: the batch sizes that are compiled, ascending; multiples of the device count.
       sharding: how a batch lies on the devices.
-      draws: of a stochastic model per prediction.
+      draws: of a stochastic model, per prediction and counted on each attacked image; 1 of
+        another.
       progress: told ``(stage, done, total)``.
     """
 
@@ -126,7 +129,7 @@ class Runner:
         data: Any,
         key: jax.Array,
         batch_size: int,
-        draws: int = 1,
+        draws: int = DRAWS,
         progress: Progress | None = None,
         devices: Sequence[Any] | None = None,
     ) -> Runner:
@@ -174,7 +177,7 @@ class Runner:
             # the few examples that the last stages of a strong attack leave.
             sizes=tuple(sorted({up(size), up(-(-size // 4)), up(-(-size // 16))})),
             sharding=NamedSharding(mesh, PartitionSpec("batch")),
-            draws=draws,
+            draws=draws if is_stochastic(model) else 1,
             progress=progress,
         )
 
@@ -213,9 +216,12 @@ class Runner:
           said: what progress calls it; ``name`` when ``None``.
         """
         n, began = len(self.y), time.perf_counter()
-        roots = (attack_key(self.key, name), attack_key(self.key, f"judge {name}"))
+        kinds = (name, f"judge {name}", f"count {name}")
+        roots = tuple(attack_key(self.key, kind) for kind in kinds)
         stages = attack.stages()
-        found = Tally(standing, np.asarray(to_float(self.x[:keep])) if keep else None)
+        drawn = is_stochastic(self.model)
+        kept = np.asarray(to_float(self.x[:keep])) if keep else None
+        found = Tally(standing, kept, self.draws if drawn else None)
         for number, (tag, stage) in enumerate(stages):
             left = np.flatnonzero(standing & ~found.arrays["success"])
             if not len(left):
@@ -226,16 +232,19 @@ class Runner:
             def launch(
                 positions: np.ndarray, tag: Any = tag, stage: Any = stage, placed: Any = placed
             ) -> Any:
-                x, keys, judge_keys, y = self._place(positions, roots)
+                x, keys, judge_keys, count_keys, y = self._place(positions, roots)
                 if tag is not None:
                     keys = _fold(keys, np.uint32(tag))
                 if placed is None:
                     placed = _of(stage, positions, n, self.x.ndim)
                 record = placed.solve(keys, self.model, x, y, record=True)
                 answer = _predict(self.model, record.x_adv, judge_keys, self.draws)
+                wrong = None
+                if drawn:  # not by the draws that the images of the stages are chosen by
+                    wrong = _wrong_draws(self.model, record.x_adv, y, count_keys, self.draws)
                 kept = record.x_adv if (positions < keep).any() else None
                 valid = feasible(ball_of(placed), x, record.x_adv)
-                return answer, valid, replace(record, x_adv=kept)
+                return answer, valid, wrong, replace(record, x_adv=kept)
 
             # Losses of unequal attacks cannot be compared: an unfooled example keeps the first's.
             comparable = _structure(stage) == _structure(stages[0][1])

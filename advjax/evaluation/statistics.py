@@ -6,8 +6,10 @@ import dataclasses
 import math
 from statistics import NormalDist
 
+import numpy as np
 
-def wilson(k: int, n: int, level: float = 0.95) -> tuple[float, float]:
+
+def wilson(k: float, n: float, level: float = 0.95) -> tuple[float, float]:
     """Wilson's score interval for ``k`` of ``n`` (JASA 1927): about ``level`` coverage on average.
 
     Args:
@@ -43,7 +45,31 @@ def clopper_pearson(k: int, n: int, level: float = 0.95) -> tuple[float, float]:
     return low, high
 
 
-def _check(k: int, n: int, level: float) -> None:
+def wilson_over_draws(hits: np.ndarray, draws: int, level: float = 0.95) -> tuple[float, float]:
+    """An interval for the mean share of successes, where each image was drawn ``draws`` times.
+
+    Draws on one image are alike, so that the draws of all images are fewer independent trials than
+    they are draws. Wilson's interval for as many trials as have the variance of the mean that the
+    images show (the effective sample size of Korn & Graubard, Survey Methodology 1998): at least
+    one per image, at most all draws. It is about other images of the same kind and other draws.
+
+    Args:
+      hits: ``[N]`` successes of each image, 0 to ``draws``; without images the interval is (0, 1).
+      draws: per image, at least 1.
+      level: confidence, in (0, 1).
+    """
+    n, shares = len(hits), np.asarray(hits, np.float64) / draws
+    mean = float(shares.mean()) if n else 0.0
+    variance = float(shares.var(ddof=1)) / n if n > 1 else 0.0
+    trials = float(n)
+    if variance > 0:
+        trials = min(max(mean * (1 - mean) / variance, n), n * draws)
+    elif 0 < mean < 1 and n > 1:  # all images alike
+        trials = float(n * draws)
+    return wilson(mean * trials, trials, level)
+
+
+def _check(k: float, n: float, level: float) -> None:
     if not (n >= 0 and 0 <= k <= n):
         raise ValueError(f"given {k} of {n}; 0 <= k <= n is taken")
     if not 0 < level < 1:

@@ -14,9 +14,12 @@ class Tally:
     Args:
       attacked: ``[N]`` bool, who is going to be attacked.
       x: ``[M, ...]`` clean images, the first of which are replaced by adversarial ones; or None.
+      draws: of a randomised model, that are counted on each image; None for another.
     """
 
-    def __init__(self, attacked: np.ndarray, x: np.ndarray | None) -> None:
+    def __init__(
+        self, attacked: np.ndarray, x: np.ndarray | None, draws: int | None = None
+    ) -> None:
         n = len(attacked)
         self.arrays: dict[str, np.ndarray] = {"attacked": attacked.copy()}
         self.arrays["success"] = np.zeros(n, bool)
@@ -26,6 +29,9 @@ class Tally:
             self.arrays[name] = np.full(n, np.nan, np.float32)
         for name in ("forwards", "backwards", "zero_gradient"):
             self.arrays[name] = np.zeros(n, np.int32)
+        if draws is not None:
+            self.arrays["wrong_draws"] = np.zeros(n, np.int32)
+        self.draws = draws
         self.x_adv = None if x is None else np.array(x)
         self.invalid = 0
 
@@ -35,7 +41,7 @@ class Tally:
         comparable: bool,
         at: np.ndarray,
         y: np.ndarray,
-        outcome: tuple[tuple[np.ndarray, np.ndarray], np.ndarray, Record],
+        outcome: tuple[tuple[np.ndarray, np.ndarray], np.ndarray, np.ndarray | None, Record],
     ) -> None:
         """A stage's outcome for the examples ``at [B]``, all unfooled before it.
 
@@ -45,9 +51,10 @@ class Tally:
           at: positions of the examples.
           y: ``[B]`` their labels.
           outcome: the fresh ``(prediction, confidence)`` on the returned images, whether these are
-            valid, and the attack's own record.
+            valid, how many further draws of a randomised model are wrong, and the attack's own
+            record.
         """
-        (prediction, confidence), valid, record = outcome
+        (prediction, confidence), valid, wrong_draws, record = outcome
         fooled = (prediction != y) & valid
         worse = fooled | (record.loss > self.arrays["loss"][at]) if comparable else fooled
         if stage == 0:
@@ -58,6 +65,8 @@ class Tally:
             "loss": np.asarray(record.loss),
             "distance": np.asarray(record.distance),
         }
+        if wrong_draws is not None:
+            news["wrong_draws"] = np.where(valid, wrong_draws, 0)
         for name, new in news.items():
             self.arrays[name][at[worse]] = new[worse]
         if self.x_adv is not None and record.x_adv is not None:
@@ -72,4 +81,10 @@ class Tally:
         self.invalid += int((~valid).sum())
 
     def result(self, seconds: float) -> AttackResult:
-        return AttackResult(**self.arrays, seconds=seconds, invalid=self.invalid, x_adv=self.x_adv)
+        return AttackResult(
+            **self.arrays,
+            draws=self.draws or 1,
+            seconds=seconds,
+            invalid=self.invalid,
+            x_adv=self.x_adv,
+        )

@@ -15,6 +15,7 @@ import numpy as np
 from advjax.attacks import Attack
 from advjax.attacks.transferred import quantised
 from advjax.data import to_float
+from advjax.evaluation.draws import DRAWS
 from advjax.evaluation.heatmap import HeatMap, percent
 from advjax.evaluation.runner import Progress, Runner, attack_key, ball_of, feasible, predict
 from advjax.evaluation.statistics import Accuracy
@@ -165,7 +166,7 @@ def transfer_matrix(
     sources: Iterable[str] | Mapping[str, Any] | None = None,
     levels: int | None = 256,
     batch_size: int = 256,
-    draws: int = 1,
+    draws: int = DRAWS,
     level: float = 0.95,
     progress: Progress | None = None,
     devices: Sequence[Any] | None = None,

@@ -10,12 +10,14 @@ from advjax.models.torch_weights import (
     from_torch,
     load_torch,
 )
+from advjax.models.transformed import Transformed
 
 __all__ = [
     "Classifier",
     "Dropout",
     "External",
     "PerExample",
+    "Transformed",
     "avg_pool",
     "conv_general_dilated",
     "create",

@@ -5,13 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from advjax import EOT, L0, L1, L2, Linf, Restarts, WorstOf, create, cross_entropy
+from advjax import EOT, L0, L1, L2, Linf, Restarts, WorstOf, cross_entropy
 from advjax.attacks.apgd import APGD
 from advjax.attacks.autoattack import STANDARD, AutoAttack, Version
 from advjax.attacks.fab import FAB
 from advjax.attacks.square import Square
 from advjax.losses import dlr
-from advjax.models.torch_weights import from_torch, load_torch
 
 
 def parts(attack):
@@ -95,22 +94,21 @@ def two_classes(weights, x):
     return x.reshape(x.shape[0], -1) @ weights
 
 
-def test_apgd_fools_what_the_reference_fools(shared, key):
+def test_apgd_fools_what_the_reference_fools(lenet5, shared, key):
     """40 of 500 images, those that AutoAttack's own APGD-CE and APGD-T fool on a robust LeNet.
 
     Measured on all 500, which takes minutes: APGD-CE leaves 459 standing (theirs 460), with all
     targets 456 (theirs 454).
     """
-    weights = shared / "weights" / "mnist_lenet5_adv.pt"
     golden = shared / "golden" / "autoattack_lenet_adv_500.npz"
-    if not (weights.is_file() and golden.is_file()):
-        pytest.skip(f"needs {weights} and {golden}")
+    if not golden.is_file():
+        pytest.skip(f"needs the reference's results: no {golden}")
     left = np.load(golden)
     images = np.load(shared / "golden" / "mnist_test_500.npz")["image"]
     pick = np.flatnonzero(left["clean"] & ~left["after_apgd_t"])
     x = jnp.asarray(images.reshape(-1, 28, 28, 1)[pick] / np.float32(255))
     y = jnp.asarray(left["label"][pick])
-    model = from_torch(create("lenet5"), load_torch(weights), (28, 28, 1))
+    model = lenet5("adv")
     assert len(pick) == 40 and (jnp.argmax(model(x), axis=1) == y).all()
     attacks = AutoAttack(ball=Linf(0.3)).attacks[:3]  # APGD-CE and two targets
     record = WorstOf(attacks).run(key, model, x, y)

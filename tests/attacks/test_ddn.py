@@ -5,10 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from advjax import L2, Linf, create, load, replace
+from advjax import L2, Linf, load, replace
 from advjax.attacks import _iterate
 from advjax.attacks.ddn import DDN
-from advjax.models.torch_weights import from_torch, load_torch
 
 
 def published(weights, x, y, steps, gamma=0.05):
@@ -100,12 +99,9 @@ def test_an_image_that_is_wrong_already_stays_and_costs_one_step(tiny, key):
     assert (record.backwards[jnp.arange(6) != 2] == 30).all()
 
 
-def test_published_weights_at_the_published_distance(shared, key):
+def test_published_weights_at_the_published_distance(lenet5, shared, key):
     """AdverTorch's clean LeNet5: mean L2 of 1.380 over the whole test set, with 1,000 steps."""
-    path = shared / "weights" / "mnist_lenet5_cln.pt"
-    if not path.is_file():
-        pytest.skip(f"needs published weights: no {path}")
-    model = from_torch(create("lenet5"), load_torch(path), (28, 28, 1))
+    model = lenet5("cln")
     test = load("mnist", "test", data_dir=shared / "tfds")
     pick = np.random.default_rng(0).permutation(len(test.x))[:60]
     x = np.asarray(test.x)[pick].reshape(-1, 28, 28, 1) / np.float32(255)

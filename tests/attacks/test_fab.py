@@ -7,9 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from advjax import L0, L1, L2, Linf, Targeted, create, example_keys, load
+from advjax import L0, L1, L2, Linf, Targeted, example_keys, load
 from advjax.attacks.fab import FAB, onto_plane
-from advjax.models.torch_weights import from_torch, load_torch
 
 BALLS = {"linf": Linf(), "l2": L2(), "l1": L1()}
 
@@ -210,12 +209,9 @@ def test_misclassified_images_stay_and_cost_one_look(problem, key):
     assert (record.forwards == 2).all() and (record.first_success == 0).all()
 
 
-def test_the_published_mean_distance_on_published_weights(shared, key):
+def test_the_published_mean_distance_on_published_weights(lenet5, shared, key):
     """AdverTorch's benchmark: mean L-inf .1092 after 20 steps, on its normally trained LeNet5."""
-    path = shared / "weights" / "mnist_lenet5_cln.pt"
-    if not path.is_file():
-        pytest.skip(f"needs published weights: no {path}")
-    model = from_torch(create("lenet5"), load_torch(path), (28, 28, 1))
+    model = lenet5("cln")
     test = load("mnist", "test", data_dir=shared / "tfds")
     pick = np.random.default_rng(0).permutation(len(test.x))[:30]
     x = np.asarray(test.x)[pick].reshape(-1, 28, 28, 1) / np.float32(255)

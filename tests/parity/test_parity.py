@@ -43,3 +43,18 @@ def test_the_written_table_is_of_the_rows_there_are(comparison):
     results = json.loads(comparison.RESULTS.read_text())
     assert set(results["rows"]) <= set(comparison.ROWS)
     assert comparison.table(results) in comparison.TABLE.read_text()
+
+
+def test_every_row_has_peers_and_the_other_network_the_same_ones(comparison):
+    for name, row in comparison.ROWS.items():
+        assert comparison.peers_of(name), name
+        if name.endswith(" adv"):
+            assert row.net == "adv" and comparison.ROWS[name.removesuffix(" adv")].net == "cln"
+
+
+def test_a_target_that_is_not_reached_does_not_count(comparison):
+    row, y = comparison.ROWS["jsma l0"], np.array([3, 3, 9])
+    x, answer = np.zeros((3, 2, 2, 1), np.float32), np.array([4, 5, 0])
+    x_adv = np.stack([x[0] + [[[1.0], [0]], [[0], [0]]], x[0] + 1, x[0] + 1]).astype(np.float32)
+    found = comparison.judge(row, x, y, x_adv, answer, 0.0)
+    assert np.isclose(found.accuracy, 1 / 3) and found.median == 4
