@@ -95,3 +95,10 @@ def targeted_dlr(logits: Array, y: Array, target: Array) -> Array:
         return gain
     first, *_, third, fourth = _largest_logits(logits, min(classes, 4))
     return gain / (first - (third + fourth) / 2 + _TINY)
+
+
+def kl_divergence(p: Array, q: Array) -> Array:
+    """``KL(softmax(p) || softmax(q))`` of logits ``[B, K]``, per example ``[B]``, in float32."""
+    log_p = jax.nn.log_softmax(p.astype(jnp.float32))
+    log_q = jax.nn.log_softmax(q.astype(jnp.float32))
+    return jnp.sum(jnp.exp(log_p) * (log_p - log_q), axis=-1)

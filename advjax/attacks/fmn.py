@@ -59,7 +59,9 @@ class FMN(MinimumNorm):
     Attributes:
       ball: the norm, the box and the mask, and the largest distance that counts as a success.
       steps: number of steps, at least 0; each costs a forward and a backward pass.
-      step_size: L2 length of the first step, pixel units; decays to a hundredth along a cosine.
+      step_size: L2 length of the first step, pixel units; decays to a hundredth along a cosine. In
+        L0 a longer one (10) finds fewer features where gradients can be relied on, and more of them
+        on an adversarially trained network.
       gamma: first relative change of the radius, above 0 and below 1; decays along a cosine.
       gamma_final: its last value.
       patience: published steps an image gets before it jumps, at least 0; ``steps`` or more for

@@ -6,7 +6,7 @@ import dataclasses
 import inspect
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -102,36 +102,54 @@ def _train(
     except (RunError, CheckpointError) as error:
         raise UsageError(str(error)) from error
     report = write(folder)
-    n = 0 if training.test is None else len(training.test)
-    n = min(n, training.evaluate_examples or n)
-    rows = {"best": _accuracies(result.best, n), "last": _accuracies(result.last, n)}
+    judging = training.judging()
+    found = {w: getattr(result, w).metrics for w in ("best", "last")}
+    on = {
+        prefix: {w: _accuracies(metrics, prefix, len(data)) for w, metrics in found.items()}
+        for prefix, data in judging.items()
+    }
     console.result(
         {
             "run": str(folder),
             "report": str(report),
             "resumed_finished": result.was_finished,
+            "stopped": result.stopped,
             "seconds": time.monotonic() - began,
             **{
                 which: {
                     "step": getattr(result, which).step,
-                    **{name: value.to_dict() for name, value in found.items()},
+                    **{
+                        prefix + name: value.to_dict()
+                        for prefix, rows in on.items()
+                        for name, value in rows[which].items()
+                    },
                 }
-                for which, found in rows.items()
+                for which in found
             },
         }
     )
-    if n:
-        console.say(f"on {n} examples of {training.test.name} {training.test.split}:")  # type: ignore[union-attr]
-        console.say(_table({f"{w} (step {getattr(result, w).step})": r for w, r in rows.items()}))
+    if result.stopped is not None:
+        console.say(f"stopped after step {result.last.step}: {result.stopped}")
+    for prefix, data in judging.items():
+        console.say(f"on {len(data)} examples of {data.name} {data.split}:")
+        rows = on[prefix]
+        console.say(_table({f"{w} (step {getattr(result, w).step})": rows[w] for w in rows}))
     console.say(f"run     {folder}")
     console.say(f"report  {report}")
 
 
-def _accuracies(snapshot: Any, n: int) -> dict[str, Any]:
-    """Name to ``Accuracy`` of what a snapshot's evaluation found on ``n`` examples."""
+_ACCURACIES = ("clean", "worst", "robust/")
+
+
+def _accuracies(metrics: Mapping[str, float], prefix: str, n: int) -> dict[str, Any]:
+    """Name to ``Accuracy`` of what an evaluation found on one set, of ``n`` examples."""
     from advjax.evaluation import Accuracy
 
-    return {name: Accuracy(round(v * n), n, 0.95) for name, v in snapshot.metrics.items()}
+    return {
+        name.removeprefix(prefix): Accuracy(round(value * n), n, 0.95)
+        for name, value in metrics.items()
+        if name.startswith(prefix) and name.removeprefix(prefix).startswith(_ACCURACIES)
+    }
 
 
 def _table(rows: dict[str, dict[str, Any]]) -> str:

@@ -32,7 +32,9 @@ class _Watch:
             self.said = _line(event.metrics, ("loss", "clean_accuracy", "robust_accuracy"))
         elif event.kind == "evaluation":
             names = [n for n in event.metrics if n != "worst" or len(event.metrics) > 3]
-            self.console.note(f"step {event.step}: test {_line(event.metrics, names)}")
+            found = _line(event.metrics, names)
+            validated = any(n.startswith("validation/") for n in names)
+            self.console.note(f"step {event.step}: {found if validated else f'test {found}'}")
         if self.bar is not None and event.kind in ("start", "step", "train"):
             self.bar(event.step, event.steps, f"step {event.step}/{event.steps} {self.said}")
         if event.kind == "finished":

@@ -148,8 +148,9 @@ def training_charts(history: Sequence[Mapping[str, Any]]) -> list[Chart]:
             evaluated = row.get("kind") == "evaluation"
             share = evaluated or "accuracy" in name
             chart = "accuracy" if share else "loss" if "loss" in name else name
-            said = name.removeprefix("robust/").replace("_", " ")
-            said = f"test: {said}" if evaluated else f"training: {said}" if share else said
+            judge = "validation" if name.startswith("validation/") else "test"
+            said = name.removeprefix("validation/").removeprefix("robust/").replace("_", " ")
+            said = f"{judge}: {said}" if evaluated else f"training: {said}" if share else said
             x, y = series.setdefault(chart, {}).setdefault(said, ([], []))
             x.append(float(row["step"]))
             y.append(100 * float(value) if share else float(value))

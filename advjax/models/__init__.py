@@ -3,6 +3,7 @@
 from advjax.models.classifier import Classifier, PerExample, init
 from advjax.models.conv import conv_general_dilated
 from advjax.models.external import External, from_sklearn
+from advjax.models.heads import Heads, ReverseGradient, reverse_gradient
 from advjax.models.layers import Dropout
 from advjax.models.pooling import avg_pool, max_pool
 from advjax.models.registry import create, describe, names
@@ -16,7 +17,9 @@ __all__ = [
     "Classifier",
     "Dropout",
     "External",
+    "Heads",
     "PerExample",
+    "ReverseGradient",
     "Transformed",
     "avg_pool",
     "conv_general_dilated",
@@ -28,4 +31,5 @@ __all__ = [
     "load_torch",
     "max_pool",
     "names",
+    "reverse_gradient",
 ]

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from advjax.models import layers
-from advjax.models.layers import Network
+from advjax.models.layers import Network, relu
 from advjax.models.pooling import avg_pool
 from advjax.models.resnet import stem
 
@@ -39,7 +39,7 @@ class DenseNet(Network):
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
         def unit(x: jax.Array, filters: int, kernel: int) -> jax.Array:
-            x = nn.relu(layers.batch_norm(x, train=train, axis_name=self.axis_name))
+            x = relu(layers.batch_norm(x, train=train, axis_name=self.axis_name))
             return layers.conv(
                 x, filters, kernel, padding=kernel // 2, bias=False, dtype=self.dtype
             )
@@ -53,5 +53,5 @@ class DenseNet(Network):
                 x = jnp.concatenate([x, y], -1)
             if i + 1 < len(self.blocks):
                 x = avg_pool(unit(x, int(x.shape[-1] * self.compression), 1))
-        x = nn.relu(layers.batch_norm(x, train=train, axis_name=self.axis_name))
+        x = relu(layers.batch_norm(x, train=train, axis_name=self.axis_name))
         return layers.logits(x.mean((1, 2)), self.classes, init="torch")

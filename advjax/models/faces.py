@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from advjax.models import layers
-from advjax.models.layers import Network, flatten
+from advjax.models.layers import Network, flatten, relu
 from advjax.models.pooling import max_pool
 
 
@@ -29,7 +29,7 @@ class _Convolution(nn.Module):
         x = layers.conv(x, self.filters, self.kernel, init=self.initialiser, dtype=self.dtype)
         if self.batch_norm:
             x = layers.batch_norm(x, train=train, axis_name=self.axis_name)
-        x = nn.relu(x)
+        x = relu(x)
         if self.dropout is not None:
             x = layers.Dropout(self.dropout, self.axis_name)(x, train=train)
         return x
@@ -68,7 +68,7 @@ class ConvNet48(Network):
                 x = _Convolution(self.filters, 3, **_common(self))(x, train=train)
             x = max_pool(x)
         x = layers.dense(flatten(x), self.width, init=self.initialiser, dtype=self.dtype)
-        return layers.logits(nn.relu(x), self.classes, init=self.initialiser)
+        return layers.logits(relu(x), self.classes, init=self.initialiser)
 
 
 class DenseNet48(Network):
@@ -108,7 +108,7 @@ class DenseNet48(Network):
                 x = jnp.concatenate([x, y], -1)
             x = _Convolution(self.out_dim, 1, **_common(self))(max_pool(x), train=train)
         x = layers.dense(flatten(x), self.width, init=self.initialiser, dtype=self.dtype)
-        return layers.logits(nn.relu(x), self.classes, init=self.initialiser)
+        return layers.logits(relu(x), self.classes, init=self.initialiser)
 
 
 def _common(net: ConvNet48 | DenseNet48) -> dict[str, Any]:

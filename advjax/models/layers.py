@@ -1,4 +1,4 @@
-"""What the zoo's networks are built of: initialisers, Dropout, BatchNorm, convolution."""
+"""What the zoo's networks are built of: initialisers, ReLU, Dropout, BatchNorm, convolution."""
 
 from __future__ import annotations
 
@@ -99,6 +99,19 @@ def batch_norm(x: jax.Array, *, train: bool, axis_name: str | None, name: str | 
         axis_name=axis_name,
         name=name,
     )(x)
+
+
+class ReLU(nn.Module):
+    """``max(x, 0)`` as a module without variables, where ``nn.intercept_methods`` can reach it."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return nn.relu(x)
+
+
+def relu(x: jax.Array) -> jax.Array:
+    """``ReLU`` inside a compact module; a defence such as ``JumpReLU`` may put itself there."""
+    return ReLU()(x)
 
 
 class Dropout(nn.Module):

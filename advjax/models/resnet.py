@@ -9,7 +9,7 @@ import flax.linen as nn
 import jax
 
 from advjax.models import layers
-from advjax.models.layers import Network
+from advjax.models.layers import Network, relu
 from advjax.models.pooling import max_pool
 
 STEMS = ("cifar", "imagenet")
@@ -35,16 +35,16 @@ class _Block(nn.Module):
 
         if self.bottleneck:
             out = 4 * self.filters
-            y = nn.relu(unit(x, self.filters, 1))
-            y = nn.relu(unit(y, self.filters, 3, self.stride))
+            y = relu(unit(x, self.filters, 1))
+            y = relu(unit(y, self.filters, 3, self.stride))
             y = unit(y, out, 1)
         else:
             out = self.filters
-            y = nn.relu(unit(x, self.filters, 3, self.stride))
+            y = relu(unit(x, self.filters, 3, self.stride))
             y = unit(y, self.filters, 3)
         if x.shape[-1] != out or self.stride != 1:
             x = unit(x, out, 1, self.stride)
-        return nn.relu(x + y)
+        return relu(x + y)
 
 
 class _PreActBlock(nn.Module):
@@ -58,11 +58,11 @@ class _PreActBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        y = nn.relu(layers.batch_norm(x, train=train, axis_name=self.axis_name))
+        y = relu(layers.batch_norm(x, train=train, axis_name=self.axis_name))
         if x.shape[-1] != self.filters or self.stride != 1:
             x = _conv(y, self.filters, 1, self.stride, self.dtype)
         y = _conv(y, self.filters, 3, self.stride, self.dtype)
-        y = nn.relu(layers.batch_norm(y, train=train, axis_name=self.axis_name))
+        y = relu(layers.batch_norm(y, train=train, axis_name=self.axis_name))
         return x + _conv(y, self.filters, 3, 1, self.dtype)
 
 
@@ -117,7 +117,7 @@ class PreActResNet(Network):
                 block = _PreActBlock(self.width * 2**i, stride, self.dtype, self.axis_name)
                 x = block(x, train=train)
         if self.final_norm:
-            x = nn.relu(layers.batch_norm(x, train=train, axis_name=self.axis_name))
+            x = relu(layers.batch_norm(x, train=train, axis_name=self.axis_name))
         return layers.logits(x.mean((1, 2)), self.classes, init="torch")
 
 
@@ -128,7 +128,7 @@ def stem(net: Any, x: jax.Array, filters: int, *, train: bool, norm: bool) -> ja
     large = net.stem == "imagenet"
     x = _conv(x, filters, 7, 2, net.dtype) if large else _conv(x, filters, 3, 1, net.dtype)
     if large or norm:
-        x = nn.relu(layers.batch_norm(x, train=train, axis_name=net.axis_name))
+        x = relu(layers.batch_norm(x, train=train, axis_name=net.axis_name))
     return max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1))) if large else x
 
 

@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax
 
 from advjax.models import layers
-from advjax.models.layers import Network, flatten
+from advjax.models.layers import Network, flatten, relu
 from advjax.models.pooling import max_pool
 
 
@@ -29,7 +29,7 @@ class MLP(Network):
     def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
         x = flatten(self.prepare(x))
         for width in self.hidden:
-            x = nn.relu(layers.dense(x, width, init=self.initialiser, dtype=self.dtype))
+            x = relu(layers.dense(x, width, init=self.initialiser, dtype=self.dtype))
             if self.dropout is not None:
                 x = layers.Dropout(self.dropout, self.axis_name)(x, train=train)
         return layers.logits(x, self.classes, init=self.initialiser)
@@ -47,9 +47,9 @@ class MNISTMadry(Network):
     def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
         x = self.prepare(x)
         for filters in self.filters:
-            x = nn.relu(layers.conv(x, filters, 5, init=self.initialiser, dtype=self.dtype))
-            x = max_pool(x, padding="SAME")
-        x = nn.relu(layers.dense(flatten(x), self.width, init=self.initialiser, dtype=self.dtype))
+            x = layers.conv(x, filters, 5, init=self.initialiser, dtype=self.dtype)
+            x = relu(max_pool(x, padding="SAME"))  # as relu first, on a quarter of the pixels
+        x = relu(layers.dense(flatten(x), self.width, init=self.initialiser, dtype=self.dtype))
         return layers.logits(x, self.classes, init=self.initialiser)
 
 
@@ -66,8 +66,8 @@ class MNISTFast(Network):
     def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
         x = self.prepare(x)
         for filters in self.filters:
-            x = nn.relu(layers.conv(x, filters, 4, 2, 1, init=self.initialiser, dtype=self.dtype))
-        x = nn.relu(layers.dense(flatten(x), self.width, init=self.initialiser, dtype=self.dtype))
+            x = relu(layers.conv(x, filters, 4, 2, 1, init=self.initialiser, dtype=self.dtype))
+        x = relu(layers.dense(flatten(x), self.width, init=self.initialiser, dtype=self.dtype))
         return layers.logits(x, self.classes, init=self.initialiser)
 
 
@@ -83,9 +83,9 @@ class LeNet5(Network):
     def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
         x = self.prepare(x)
         for filters in self.filters:
-            x = nn.relu(layers.conv(x, filters, 3, 1, 1, init=self.initialiser, dtype=self.dtype))
-            x = max_pool(x)
-        x = nn.relu(layers.dense(flatten(x), self.width, init=self.initialiser, dtype=self.dtype))
+            x = layers.conv(x, filters, 3, 1, 1, init=self.initialiser, dtype=self.dtype)
+            x = relu(max_pool(x))  # as relu first, on a quarter of the pixels
+        x = relu(layers.dense(flatten(x), self.width, init=self.initialiser, dtype=self.dtype))
         return layers.logits(x, self.classes, init=self.initialiser)
 
 
@@ -103,10 +103,10 @@ class LectureCNN(Network):
         x = self.prepare(x)
         for i, filters in enumerate(self.filters):
             x = max_pool(x) if i else x
-            x = nn.relu(
+            x = relu(
                 layers.conv(x, filters, 3, padding="VALID", init=self.initialiser, dtype=self.dtype)
             )
-        x = nn.relu(layers.dense(flatten(x), self.width, init=self.initialiser, dtype=self.dtype))
+        x = relu(layers.dense(flatten(x), self.width, init=self.initialiser, dtype=self.dtype))
         if self.dropout is not None:
             x = layers.Dropout(self.dropout, self.axis_name)(x, train=train)
         return layers.logits(x, self.classes, init=self.initialiser)

@@ -30,11 +30,18 @@ from advjax.training.outcome import (
     check_metrics,
     check_parameters,
 )
-from advjax.training.parallel import parallel, positions, replicate, steps_in_flight
+from advjax.training.parallel import (
+    gather,
+    parallel,
+    place,
+    positions,
+    replicate,
+    steps_in_flight,
+)
 from advjax.training.signals import Signals, Stopped
 from advjax.training.spec import Training, root_keys
-from advjax.training.state import TrainState, create_state
-from advjax.training.step import make_step
+from advjax.training.state import TrainState
+from advjax.training.step import replays_of
 
 _SHOW_EVERY_S = 5.0  # metrics are fetched at least this often, so that slow steps are seen too
 
@@ -94,13 +101,8 @@ class _Run:
     ) -> None:
         self.training, self.devices, self.progress = training, devices, progress
         init_key, step_key, self.evaluation_key = root_keys(training.seed)
-        params, stats = training.variables(init_key)
-        self.state: TrainState = create_state(
-            params, stats, training.optimizer, step_key, averaged=training.ema_decay is not None
-        )
-        self.test = training.test
-        if self.test is not None and training.evaluate_examples is not None:
-            self.test = self.test.subset(training.evaluate_examples, training.seed)
+        self.state: TrainState = training.first_state(step_key, init_key)
+        self.judging = training.judging()
         self.step = 0
         self.folder: Path | None = None
         self.checkpoints: Checkpoints | None = None
@@ -108,6 +110,8 @@ class _Run:
         self.signals: Signals | None = None
         self.history: list[runfolder.Row] = []
         self.best: Snapshot | None = None
+        self.watched: float | None = None  # the watch's accuracy when it last looked
+        self.stopped: str | None = None
         self.evaluated = False  # whether the state as it is has been
         self.resumed_finished = False
         self.pending: list[tuple[int, Any]] = []  # steps whose metrics are on the device
@@ -149,12 +153,13 @@ class _Run:
                 continue
             self.state, position = loaded
             self.step, self.evaluated = step, bool(position.get("evaluated"))
-            self.resumed_finished = step == self.training.total_steps
+            self.watched, self.stopped = position.get("watched"), position.get("stopped")
+            self.resumed_finished = step == self.training.total_steps or self.stopped is not None
             self.best = self._load_best(folder, position.get("best"))
             assert self.folder is not None
             rows = runfolder.read_rows(self.folder, up_to=step)
             if not self.evaluated:
-                rows = [r for r in rows if (r["kind"], r["step"]) != ("evaluation", step)]
+                rows = [r for r in rows if r["kind"] == "train" or r["step"] < step]
             self.note(f"resumed after step {step}")
             return rows
         return []
@@ -184,53 +189,49 @@ class _Run:
             return
         check_parameters(self.step, self.state)
         per_epoch = self.training.steps_per_epoch
+        turn = self.step // replays_of(self.training.objective)
         best = self.best and {"step": self.best.step, "metrics": dict(self.best.metrics)}
         self.checkpoints.best = self.best.step if self.best else None
         position = {
             "step": self.step,
-            "epoch": self.step // per_epoch,
-            "offset": self.step % per_epoch * self.training.batch_size,
+            "epoch": turn // per_epoch,
+            "offset": turn % per_epoch * self.training.batch_size,
             "seed": self.training.seed,
             "evaluated": self.evaluated,
+            "watched": self.watched,
+            "stopped": self.stopped,
             "best": best,
         }
-        self.checkpoints.save(self.step, self.state, position)
+        self.checkpoints.save(self.step, gather(self.state), position)
         self.saved = time.monotonic()
         self.tell("checkpoint", text=f"checkpoint {self.step}")
 
     # --- the loop ---------------------------------------------------------------------------
 
     def train(self, places: Any) -> None:
-        training, total = self.training, self.training.total_steps
+        total = self.training.total_steps
         self.tell("start", text=f"{total - self.step} of {total} steps to go")
-        if self.step and training.evaluates_at(self.step) and not self.evaluated:
-            self.evaluate()
-        if self.step < total:
+        if self.step and not self.evaluated:
+            self.judge()
+        if self.step < total and self.stopped is None:
             self._train(places)
         if self.checkpoints is not None:
             self.checkpoints.wait()
+        if self.stopped is not None:
+            self.tell("stopped", text=self.stopped)
         before = ", before this call" if self.resumed_finished else ""
         self.tell("finished", text=f"finished after step {self.step}{before}")
 
     def _train(self, places: Any) -> None:
         training = self.training
-        step = parallel(
-            make_step(
-                training.network(),
-                training.optimizer,
-                batch_size=training.batch_size,
-                augment=training.augment,
-                ema_decay=training.ema_decay,
-            ),
-            self.devices,
-        )
+        step = parallel(training.step(), self.devices)
         put = lambda tree: replicate(tree, self.devices)
-        self.state, objective = put(self.state), put(training.objective)
-        x, y = put(training.train.x), put(training.train.y)
+        self.state, objective = place(self.state, self.devices), put(training.objective)
+        x, y, streams = put(training.train.x), put(training.train.y), put(training.streams())
         limit = steps_in_flight(self.devices)
         in_flight: collections.deque[Any] = collections.deque()
-        while self.step < training.total_steps:
-            self.state, metrics = step(self.state, places, objective, x, y)
+        while self.step < training.total_steps and self.stopped is None:
+            self.state, metrics = step(self.state, places, objective, x, y, streams)
             self.step, self.evaluated = self.step + 1, False
             self.pending.append((self.step, metrics))
             in_flight.append(metrics["loss"])
@@ -242,14 +243,14 @@ class _Run:
     def _after_step(self) -> None:
         training, now = self.training, time.monotonic()
         stop = self.signals is not None and self.signals.received is not None
-        due = training.evaluates_at(self.step) or self.step == training.total_steps
+        due = training.evaluates_at(self.step) or training.watches_at(self.step)
+        due = due or self.step == training.total_steps
         late = self.checkpoints is not None and now - self.saved > training.checkpoint_every_s
         logged = self.step % training.log_every == 0 or now - self.shown > _SHOW_EVERY_S
         if due or late or stop or logged:
             self.flush()
         if due and not stop:
-            if self.test is not None:
-                self.evaluate()
+            self.judge()
             self.save()
         elif late and not stop:
             self.save()
@@ -288,35 +289,74 @@ class _Run:
             self.metrics.add_events("train", steps[-1], means)
         self.tell("train", means)
 
+    def judge(self) -> None:
+        """The evaluation and the check that are due at this step; either may end the run."""
+        if self.training.evaluates_at(self.step):
+            self.evaluate()
+        if self.training.watches_at(self.step):
+            self.watch()
+        self.evaluated = True
+
     def evaluate(self) -> None:
         """Evaluates the state, and keeps it when it is the best so far."""
-        assert self.test is not None
-        from advjax.evaluation import evaluate
-
-        check_parameters(self.step, self.state)
-        model = self._model(self.state)
-        found = evaluate(
-            model,
-            self.test,
-            dict(self.training.attacks),
-            key=self.evaluation_key,
-            batch_size=min(256, len(self.test)),
-            progress=self._interrupt,
-            devices=self.devices,
-        )
-        metrics = {"clean": float(found.clean.value)}
-        metrics |= {f"robust/{n}": float(a.value) for n, a in found.robust.items()}
-        if found.robust:
-            metrics["worst"] = float(found.worst.value)
-        seconds = round(time.monotonic() - self.began, 3)
-        self._record([{"kind": "evaluation", "step": self.step, "seconds": seconds, **metrics}])
-        if self.metrics is not None:
-            self.metrics.add_events("evaluation", self.step, metrics)
-        self.evaluated = True
+        model, attacks = self._model(self.state), dict(self.training.attacks)
+        metrics: dict[str, float] = {}
+        for prefix, data in self.judging.items():
+            found = self._measure(model, data, attacks)
+            metrics[f"{prefix}clean"] = float(found.clean.value)
+            for name, accuracy in found.robust.items():
+                metrics[f"{prefix}robust/{name}"] = float(accuracy.value)
+            if found.robust:
+                metrics[f"{prefix}worst"] = float(found.worst.value)
+        self._judged("evaluation", metrics)
         snapshot = Snapshot(model, self.step, metrics)
         if self.best is None or snapshot.score > self.best.score:
             self.best = snapshot
-        self.tell("evaluation", metrics)
+        training = self.training
+        ends = self.step == training.total_steps
+        if not ends and training.out_of_patience(self.step, self.best.step):
+            self.stopped = (
+                f"early stopping: no better evaluation since step {self.best.step} "
+                f"({100 * self.best.score:.1f} %)"
+            )
+
+    def watch(self) -> None:
+        """Looks for catastrophic overfitting, on the same images every time."""
+        training = self.training
+        data = training.train.subset(training.batch_size, training.seed)
+        model = training.model(*map(_own, (self.state.params, self.state.stats)))
+        found = self._measure(model, data, {"watch": training.watch})
+        accuracy, before = float(found.robust["watch"].value), self.watched
+        self._judged("watch", {"watched_accuracy": accuracy})
+        self.watched = accuracy
+        if before is not None and before - accuracy > training.watch_drop:
+            self.stopped = (
+                f"catastrophic overfitting: accuracy under the watch fell from {100 * before:.1f} "
+                f"to {100 * accuracy:.1f} % in one epoch"
+            )
+        elif not self.judging:
+            self.best = Snapshot(model, self.step, {"watched_accuracy": accuracy})
+
+    def _measure(self, model: Any, data: Any, attacks: dict[str, Any]) -> Any:
+        from advjax.evaluation import evaluate
+
+        check_parameters(self.step, self.state)
+        return evaluate(
+            model,
+            data,
+            attacks,
+            key=self.evaluation_key,
+            batch_size=min(256, len(data)),
+            progress=self._interrupt,
+            devices=self.devices,
+        )
+
+    def _judged(self, kind: str, metrics: dict[str, float]) -> None:
+        seconds = round(time.monotonic() - self.began, 3)
+        self._record([{"kind": kind, "step": self.step, "seconds": seconds, **metrics}])
+        if self.metrics is not None:
+            self.metrics.add_events(kind, self.step, metrics)
+        self.tell(kind, metrics)
 
     def _interrupt(self, *_: Any, **__: Any) -> None:
         """Called by an evaluation between its parts."""
@@ -329,9 +369,8 @@ class _Run:
             self.metrics.add(rows)
 
     def _model(self, state: TrainState) -> Any:
-        """The model to evaluate and keep, on arrays of its own: the state's are donated."""
-        own = lambda v: jnp.asarray(np.array(v, copy=True))
-        return self.training.model(*jax.tree.map(own, state.evaluated()))
+        """The model to evaluate and keep."""
+        return self.training.model(*map(_own, state.evaluated()))
 
     # --- telling ----------------------------------------------------------------------------
 
@@ -355,4 +394,10 @@ class _Run:
             history=tuple(self.history),
             run_dir=self.folder,
             was_finished=self.resumed_finished,
+            stopped=self.stopped,
         )
+
+
+def _own(tree: Any) -> Any:
+    """Copies of the arrays: the state's are donated to the next step."""
+    return jax.tree.map(lambda v: jnp.asarray(np.array(v, copy=True)), tree)

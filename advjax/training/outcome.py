@@ -36,7 +36,8 @@ class Event:
 
     Attributes:
       kind: ``start``, ``step`` (handed to the devices), ``train`` (metrics of the steps since the
-        last one, averaged), ``evaluation``, ``checkpoint``, ``note`` or ``finished``.
+        last one, averaged), ``evaluation``, ``watch``, ``checkpoint``, ``note``, ``stopped`` (the
+        text is ``Result.stopped``) or ``finished``.
       step: how many steps have been made.
       steps: how many the run has.
       metrics: name to number.
@@ -57,7 +58,9 @@ class Snapshot:
     Attributes:
       model: the classifier, in evaluation mode.
       step: after how many steps.
-      metrics: its evaluation (``clean``, ``robust/NAME``, ``worst``); empty without test images.
+      metrics: its evaluation (``clean``, ``robust/NAME``, ``worst`` on the test images,
+        ``validation/clean`` and so on on the validation images); ``watched_accuracy`` where a watch
+        alone told the best; empty without any.
     """
 
     model: Any
@@ -66,8 +69,9 @@ class Snapshot:
 
     @property
     def score(self) -> float:
-        """What the best is chosen by."""
-        return self.metrics.get("worst", self.metrics["clean"])
+        """What the best is chosen by: validation images where there are any, the worst case."""
+        names = ("validation/worst", "validation/clean", "worst", "clean")
+        return next(self.metrics[name] for name in names if name in self.metrics)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,12 +79,15 @@ class Result:
     """What a run gives.
 
     Attributes:
-      best: the model of the best evaluation (the earliest of equals); ``last`` without test images.
+      best: the model of the best evaluation (the earliest of equals), on the validation images
+        where there are any, otherwise on the test images; ``last`` without either.
       last: the model after the last step.
-      history: the rows of ``metrics.jsonl``: ``kind`` (``train`` or ``evaluation``), ``step``,
-        ``seconds`` of wall clock, and the metrics.
+      history: the rows of ``metrics.jsonl``: ``kind`` (``train``, ``evaluation`` or ``watch``),
+        ``step``, ``seconds`` of wall clock, and the metrics.
       run_dir: the run folder, if there is one.
       was_finished: whether the run had ended before and nothing was trained now.
+      stopped: what ended the run, early stopping or catastrophic overfitting, in one line; None
+        for its last step.
     """
 
     best: Snapshot
@@ -88,6 +95,7 @@ class Result:
     history: Sequence[runfolder.Row]
     run_dir: Path | None
     was_finished: bool
+    stopped: str | None = None
 
 
 def check_metrics(step: int, row: Mapping[str, float], loss_limit: float) -> DivergedError | None:

@@ -1,7 +1,8 @@
 """Data parallelism by ``jax.pmap``: the one path, for one device as for many.
 
 The state crosses with ``in_axes=None`` and ``out_axes=None``: it stays replicated, is never
-stacked, and its buffers are donated. Only the places in the batch are split.
+stacked, and its buffers are donated. Only what goes by place in the batch is split: the places
+themselves, and the state's carry.
 """
 
 from __future__ import annotations
@@ -10,23 +11,40 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from advjax.training.state import TrainState
 from advjax.training.step import AXIS, Step
-from advjax.types import Array
+from advjax.types import Array, replace
 
 
 def parallel(step: Step, devices: Sequence[jax.Device]) -> Callable[..., Any]:
     """The step over all devices; takes and returns what ``step`` does, donating the state."""
-    return jax.pmap(
-        step,
+
+    def apart(state: TrainState, carry: Any, *rest: Any) -> tuple[TrainState, Any, Any]:
+        state, metrics = step(replace(state, carry=carry), *rest)
+        return replace(state, carry=None), state.carry, metrics
+
+    mapped = jax.pmap(
+        apart,
         axis_name=AXIS,
-        in_axes=(None, 0, None, None, None),
-        out_axes=(None, None),
-        donate_argnums=(0,),
+        in_axes=(None, 0, 0, None, None, None, None),
+        out_axes=(None, 0, None),
+        donate_argnums=(0, 1),
         devices=devices,
     )
+
+    def call(
+        state: TrainState, places: Array, objective: Any, x: Array, y: Array, streams: Any = None
+    ) -> tuple[TrainState, Any]:
+        carry = state.carry
+        shared = state if carry is None else replace(state, carry=None)
+        shared, carry, metrics = mapped(shared, carry, places, objective, x, y, streams)
+        return shared if carry is None else replace(shared, carry=carry), metrics
+
+    return call
 
 
 def replicate(tree: Any, devices: Sequence[jax.Device]) -> Any:
@@ -35,8 +53,30 @@ def replicate(tree: Any, devices: Sequence[jax.Device]) -> Any:
     A real copy: ``device_put`` would share memory with its argument on the first device, and
     donating the state would then delete the caller's arrays.
     """
-    sharding = NamedSharding(Mesh(np.asarray(devices), (AXIS,)), PartitionSpec())
-    return jax.tree.map(lambda v: jax.device_put(jax.numpy.array(v, copy=True), sharding), tree)
+    return _put(tree, devices, PartitionSpec())
+
+
+def split(tree: Any, devices: Sequence[jax.Device]) -> Any:
+    """Arrays ``[B, ...]`` by place in the batch as ``[D, B / D, ...]``, one row on each device."""
+    rows = jax.tree.map(lambda v: jnp.reshape(v, (len(devices), -1, *jnp.shape(v)[1:])), tree)
+    return _put(rows, devices, PartitionSpec(AXIS))
+
+
+def _put(tree: Any, devices: Sequence[jax.Device], spec: PartitionSpec) -> Any:
+    sharding = NamedSharding(Mesh(np.asarray(devices), (AXIS,)), spec)
+    return jax.tree.map(lambda v: jax.device_put(jnp.array(v, copy=True), sharding), tree)
+
+
+def place(state: TrainState, devices: Sequence[jax.Device]) -> TrainState:
+    """A copy of the state on the devices: the carry split, the rest on every one."""
+    shared = replicate(replace(state, carry=None), devices)
+    return replace(shared, carry=split(state.carry, devices))
+
+
+def gather(state: TrainState) -> TrainState:
+    """The placed state with its carry in one piece, ``[B, ...]``, however many devices share it."""
+    whole = lambda v: jnp.asarray(np.asarray(v).reshape(-1, *v.shape[2:]))
+    return replace(state, carry=jax.tree.map(whole, state.carry))
 
 
 def positions(batch_size: int, devices: Sequence[jax.Device]) -> Array:
@@ -50,9 +90,7 @@ def positions(batch_size: int, devices: Sequence[jax.Device]) -> Array:
             f"batch_size={batch_size} on {len(devices)} devices; "
             f"a multiple of {len(devices)} is taken (or fewer devices)"
         )
-    rows = np.arange(batch_size, dtype=np.int32).reshape(len(devices), -1)
-    sharding = NamedSharding(Mesh(np.asarray(devices), (AXIS,)), PartitionSpec(AXIS))
-    return jax.device_put(rows, sharding)
+    return split(np.arange(batch_size, dtype=np.int32), devices)
 
 
 def steps_in_flight(devices: Sequence[jax.Device]) -> int:

@@ -7,8 +7,10 @@ import hashlib
 import re
 import zlib
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,8 +19,12 @@ import optax
 from advjax.data import Dataset
 from advjax.training.apply import Bound, LinenApply
 from advjax.training.checkpoint import arrays_of
-from advjax.training.step import AXIS
+from advjax.training.state import TrainState, create_state, equal_average, moving_average
+from advjax.training.step import AXIS, Step, make_step
 from advjax.types import Array
+
+_COUNTS = ("epochs", "steps", "batch_size", "evaluate_every", "evaluate_examples", "patience",
+           "swa_start", "unlabelled_ratio")  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -35,20 +41,44 @@ class Training:
       optimizer: an optax transformation; gradient clipping, weight decay and its mask and the
         learning-rate schedule are part of its chain.
       train: the training set; it lies on the devices, uint8 where it can.
-      test: what the run is judged on while it goes on, to tell the best step; None for none.
-        Choosing the best step on a set makes the best figure on that set optimistic.
-      epochs: passes over the training set; the ragged last batch of each is left out.
+      test: what the run is evaluated on while it goes on; None for none. Without ``validation`` it
+        also tells the best step, which makes the best figure on it optimistic.
+      validation: what tells the best step and when to stop early, never the test set: a
+        ``Dataset``, or the share of the training set, drawn by the seed, that is held out for it
+        (``train`` is then what is left). It is evaluated as ``test`` is, beside it.
+      unlabelled: a second stream of images, of the training images' shape; its labels are not
+        used. A batch's ``unlabelled`` are ``[B * unlabelled_ratio, ...]`` of them, in an order of
+        its own, augmented like the others; those that go with the example at place i are at
+        ``i * unlabelled_ratio`` and after it.
+      unlabelled_ratio: unlabelled images to a labelled one.
+      neighbours: ``(index [N, n] integers, weights [N, n])``: the neighbours of each training image
+        among the N training images, from N on among the unlabelled ones; -1 or weight 0 for none.
+        A batch's ``neighbours`` (``[B, n, ...]`` images, never augmented) and ``weights``
+        (``[B, n]``) are those of its images.
+      epochs: passes over the training set; the ragged last batch of each is left out. With an
+        objective that replays every minibatch m times, m of them are one pass.
       steps: number of steps, instead of epochs.
       batch_size: images a step, over all devices together.
       augment: ``augment(keys [B], x [B, ...]) -> x``, such as ``advjax.data.Augment``.
       seed: decides every draw of the run.
       ema_decay: decay of the averaged parameters that are then evaluated and returned, in
         [0, 1); None for the parameters themselves.
+      swa_start: instead of that, epochs after which parameters are averaged with equal weights,
+        once an epoch (stochastic weight averaging, Izmailov et al. 2018). The running statistics
+        of BatchNorm are averaged alike, not measured again on the training set as they do.
       evaluate_every: steps between evaluations; an epoch when None. The last step is always
         evaluated.
       evaluate_examples: how many test images, drawn by the seed, an evaluation uses; None for all.
       attacks: name to attack, for the evaluations. Best is the step of the highest worst-case
         accuracy over them, of the highest clean accuracy when there are none.
+      patience: evaluations without a new best, by ``validation``, after which the run stops; None
+        to go on. Adversarial training overfits: Rice et al. 2020 lose 9 points without.
+      watch: an attack on a batch of training images, drawn by the seed, at the end of every epoch
+        and on the parameters themselves, to notice catastrophic overfitting (Wong et al. 2020:
+        PGD of 5 steps of a quarter of eps). None for none. Without test and validation images,
+        best is the model of the last of these checks that was passed.
+      watch_drop: the run stops when that accuracy falls by more than this from one epoch to the
+        next.
       checkpoint_every_s: seconds between checkpoints; each evaluation makes one too. It has no
         influence on results.
       log_every: steps whose metrics are fetched at once; NaN is found then, at its exact step.
@@ -59,6 +89,10 @@ class Training:
     optimizer: optax.GradientTransformation
     train: Dataset
     test: Dataset | None = None
+    validation: Dataset | float | None = None
+    unlabelled: Dataset | None = None
+    unlabelled_ratio: int = 1
+    neighbours: tuple[Any, Any] | None = None
     module: Any = None
     apply: Callable[..., Any] | None = None
     params: Any = None
@@ -69,9 +103,13 @@ class Training:
     augment: Any = None
     seed: int = 0
     ema_decay: float | None = None
+    swa_start: int | None = None
     evaluate_every: int | None = None
     evaluate_examples: int | None = 1000
     attacks: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    patience: int | None = None
+    watch: Any = None
+    watch_drop: float = 0.2
     checkpoint_every_s: float = 60.0
     log_every: int = 50
     loss_limit: float = 1e6
@@ -85,10 +123,16 @@ class Training:
             raise ValueError(
                 f"given epochs={self.epochs}, steps={self.steps}; exactly one of them is taken"
             )
-        for name in ("epochs", "steps", "batch_size", "evaluate_every", "evaluate_examples"):
+        for name in _COUNTS:
             value = getattr(self, name)
             if value is not None and (not isinstance(value, int) or value < 1):
                 raise ValueError(f"{name}={value!r}; a whole number of at least 1 is taken")
+        if self.neighbours is not None:
+            pool = 0 if self.unlabelled is None else len(self.unlabelled)
+            both = _neighbours(*self.neighbours, len(self.train), pool)
+            object.__setattr__(self, "neighbours", both)
+        if isinstance(self.validation, (int, float)):
+            self._hold_out(self.validation)
         if self.batch_size > len(self.train):
             raise ValueError(
                 f"batch_size={self.batch_size}; the training set has {len(self.train)} examples"
@@ -97,12 +141,52 @@ class Training:
             raise ValueError(f"log_every={self.log_every}; at least 1 is taken")
         if self.ema_decay is not None and not 0 <= self.ema_decay < 1:
             raise ValueError(f"ema_decay={self.ema_decay}; 0 <= ema_decay < 1 is taken")
-        if self.test is not None and self.test.x.shape[1:] != self.train.x.shape[1:]:
+        if self.ema_decay is not None and self.swa_start is not None:
             raise ValueError(
-                f"test images are {self.test.x.shape[1:]}, training images {self.train.x.shape[1:]}"
+                f"given ema_decay={self.ema_decay}, swa_start={self.swa_start}; one is taken"
             )
-        if self.attacks and self.test is None:
-            raise ValueError("attacks were given without test images to attack")
+        for name in ("test", "validation", "unlabelled"):
+            other = getattr(self, name)
+            if other is not None and other.x.shape[1:] != self.train.x.shape[1:]:
+                raise ValueError(
+                    f"{name} images are {other.x.shape[1:]}, "
+                    f"training images {self.train.x.shape[1:]}"
+                )
+        size = self.unlabelled_ratio * self.batch_size
+        if self.unlabelled is not None and size > len(self.unlabelled):
+            raise ValueError(
+                f"a batch takes {size} unlabelled images; there are {len(self.unlabelled)}"
+            )
+        if self.attacks and not self.judging():
+            raise ValueError("attacks were given without test or validation images to attack")
+        if self.patience is not None and self.validation is None:
+            raise ValueError(
+                f"patience={self.patience} was given without validation images; "
+                "early stopping does not look at the test set"
+            )
+        if not 0 <= self.watch_drop <= 1:
+            raise ValueError(f"watch_drop={self.watch_drop}; a share from 0 to 1 is taken")
+
+    def _hold_out(self, share: float) -> None:
+        """Makes the share the validation set and what is left the training set."""
+        n = len(self.train)
+        held = round(share * n)
+        if not 0 < held < n:
+            raise ValueError(
+                f"validation={share} of {n} training images; a share that leaves some on both "
+                "sides is taken"
+            )
+        order = np.random.default_rng(self.seed).permutation(n)
+        rest = np.sort(order[held:])
+        validation = dataclasses.replace(self.train.take(np.sort(order[:held])), split="validation")
+        object.__setattr__(self, "train", self.train.take(rest))
+        object.__setattr__(self, "validation", validation)
+        if self.neighbours is not None:
+            index, weights = (a[rest] for a in self.neighbours)
+            new = np.arange(-held, max(index.max() + 1, n) - held, dtype=np.int32)
+            new[order[:held]], new[rest] = -1, np.arange(len(rest))
+            index = np.where(index < 0, -1, new[index])
+            object.__setattr__(self, "neighbours", (index, weights))
 
     @property
     def steps_per_epoch(self) -> int:
@@ -112,10 +196,79 @@ class Training:
     def total_steps(self) -> int:
         return self.steps if self.steps is not None else (self.epochs or 0) * self.steps_per_epoch
 
+    def judging(self) -> dict[str, Dataset]:
+        """What evaluations use, by what goes before the names of their metrics."""
+        sets = {"": self.test, "validation/": self.validation}
+        n = self.evaluate_examples
+        return {
+            prefix: data if n is None else data.subset(n, self.seed)
+            for prefix, data in sets.items()
+            if isinstance(data, Dataset)
+        }
+
     def evaluates_at(self, step: int) -> bool:
         """Whether the state after this many steps is evaluated."""
-        every = self.evaluate_every or self.steps_per_epoch
-        return self.test is not None and (step % every == 0 or step == self.total_steps)
+        judged = self.test is not None or self.validation is not None
+        return judged and (step % self._every == 0 or step == self.total_steps)
+
+    def watches_at(self, step: int) -> bool:
+        """Whether the state after this many steps is looked at for catastrophic overfitting."""
+        return self.watch is not None and step % self.steps_per_epoch == 0
+
+    def out_of_patience(self, step: int, best: int) -> bool:
+        """Whether the evaluation after ``step`` steps is the last that a better one was awaited."""
+        return self.patience is not None and step // self._every - best // self._every >= (
+            self.patience
+        )
+
+    @property
+    def _every(self) -> int:
+        return self.evaluate_every or self.steps_per_epoch
+
+    def first_state(self, key: Any, init_key: Any) -> TrainState:
+        """The state before the first step; ``key`` is what the steps draw from."""
+        params, stats = self.variables(init_key)
+        start = getattr(self.objective, "start", None)
+        shape = (self.batch_size, *self.train.x.shape[1:])
+        return create_state(
+            params,
+            stats,
+            self.optimizer,
+            key,
+            averaged=self.average() is not None,
+            carry=None if start is None else start(shape),
+        )
+
+    def average(self) -> Callable[[Any, Any, Array], Any] | None:
+        """How the averaged parameters follow a step, if there are any."""
+        if self.swa_start is not None:
+            every = self.steps_per_epoch
+            return partial(equal_average, start=self.swa_start * every, every=every)
+        if self.ema_decay is not None:
+            return partial(moving_average, decay=self.ema_decay)
+        return None
+
+    def step(self) -> Step:
+        """The training step on one device, see ``make_step``."""
+        return make_step(
+            self.network(),
+            self.optimizer,
+            batch_size=self.batch_size,
+            augment=self.augment,
+            average=self.average(),
+            unlabelled_ratio=self.unlabelled_ratio,
+        )
+
+    def streams(self) -> dict[str, np.ndarray] | None:
+        """What batches are made of beside the training images and labels, if anything."""
+        streams: dict[str, np.ndarray] = {}
+        if self.unlabelled is not None:
+            streams["unlabelled"] = self.unlabelled.x
+        if self.neighbours is not None:
+            index, weights = self.neighbours
+            streams["neighbours"] = np.maximum(index, 0)
+            streams["weights"] = np.where(index < 0, np.float32(0), weights)
+        return streams or None
 
     def network(self) -> Callable[..., Any]:
         """The ``Apply`` of a training step, which runs inside the mapped axis."""
@@ -159,20 +312,50 @@ class Training:
             "objective": _describe(self.objective),
             "optimizer": _fingerprint(self.optimizer, self.params_shape()),
             "train": _describe_data(self.train),
-            "test": None if self.test is None else _describe_data(self.test),
+            "test": _describe_data(self.test),
+            "validation": _describe_data(self.validation),
+            "unlabelled": _describe_data(self.unlabelled),
+            "unlabelled_ratio": None if self.unlabelled is None else self.unlabelled_ratio,
+            "neighbours": None if self.neighbours is None else _crc(self.neighbours),
             "steps": self.total_steps,
             "batch_size": self.batch_size,
             "augment": _describe(self.augment),
             "seed": self.seed,
             "ema_decay": self.ema_decay,
-            "evaluate_every": self.evaluate_every or self.steps_per_epoch,
+            "swa_start": self.swa_start,
+            "evaluate_every": self._every,
             "evaluate_examples": self.evaluate_examples,
             "attacks": {name: _describe(attack) for name, attack in self.attacks.items()},
+            "patience": self.patience,
+            "watch": _describe(self.watch),
+            "watch_drop": None if self.watch is None else self.watch_drop,
         }
 
     def params_shape(self) -> Any:
         """The parameters' shapes, without drawing them."""
         return jax.eval_shape(lambda: self.variables(jax.random.key(0))[0])
+
+
+def _neighbours(index: Any, weights: Any, n: int, unlabelled: int) -> tuple[np.ndarray, np.ndarray]:
+    """The two as int32 and float32, checked."""
+    index, weights = np.asarray(index), np.asarray(weights)
+    if index.ndim != 2 or len(index) != n or index.dtype.kind not in "iu" or not index.size:
+        raise ValueError(
+            f"neighbours: given an index of {index.dtype}{list(index.shape)}; "
+            f"whole numbers [{n}, n], one row for each training image, are taken"
+        )
+    if index.min() < -1 or index.max() >= n + unlabelled:
+        raise ValueError(
+            f"neighbours: the index runs from {index.min()} to {index.max()}; -1 for none and "
+            f"0 to {n + unlabelled - 1}, for {n} training and {unlabelled} unlabelled images, are "
+            "taken"
+        )
+    if weights.shape != index.shape or not np.all((weights >= 0) & np.isfinite(weights)):
+        raise ValueError(
+            f"neighbours: given weights {list(weights.shape)}; finite numbers >= 0 of the index's "
+            f"shape {list(index.shape)} are taken"
+        )
+    return index.astype(np.int32), weights.astype(np.float32)
 
 
 def describe_network(module: Any, apply: Any = None) -> dict[str, Any]:
@@ -194,6 +377,11 @@ def _show(value: Any) -> str:
 
 def _describe(value: Any) -> Any:
     """A pytree of settings as nested JSON, so that two can be compared field by field."""
+    if isinstance(value, nn.Module):
+        return describe_network(value)
+    if isinstance(value, Mapping):
+        weights = all(isinstance(v, (np.ndarray, jax.Array)) for v in jax.tree.leaves(value))
+        return _crc(value) if weights else {str(n): _describe(v) for n, v in value.items()}
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = {f.name: _describe(getattr(value, f.name)) for f in dataclasses.fields(value)}
         return {"is": type(value).__name__, **fields}
@@ -215,7 +403,9 @@ def _crc(tree: Any) -> str:
     return f"crc32:{total:08x}"
 
 
-def _describe_data(data: Dataset) -> dict[str, Any]:
+def _describe_data(data: Any) -> dict[str, Any] | None:
+    if data is None:
+        return None
     crc = 0
     for array in (data.x, data.y):
         crc = zlib.crc32(array.tobytes(), crc)

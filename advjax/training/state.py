@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -21,6 +22,8 @@ class TrainState:
       opt_state: the optimiser's.
       ema: ``{"params", "stats"}`` averaged over the steps, or None.
       key: the run's key; never consumed, every draw folds the step and the place in the batch in.
+      carry: what the objective hands from step to step, leaves ``[B, ...]`` by place in the batch
+        (``[D, B / D, ...]`` on the devices); None for most.
     """
 
     step: Array
@@ -29,6 +32,7 @@ class TrainState:
     opt_state: Any
     ema: Any
     key: Key
+    carry: Any = None
 
     def evaluated(self) -> tuple[Any, Any]:
         """``(params, stats)`` that evaluation uses: the averaged ones when there are any."""
@@ -38,7 +42,7 @@ class TrainState:
 
 
 def create_state(
-    params: Any, stats: Any, optimizer: Any, key: Key, *, averaged: bool
+    params: Any, stats: Any, optimizer: Any, key: Key, *, averaged: bool, carry: Any = None
 ) -> TrainState:
     """The state before the first step."""
     return TrainState(
@@ -48,17 +52,32 @@ def create_state(
         opt_state=optimizer.init(params),
         ema={"params": params, "stats": stats} if averaged else None,
         key=key,
+        carry=carry,
     )
 
 
-def moving_average(average: Any, value: Any, decay: ArrayLike, step: Array) -> Any:
+def moving_average(average: Any, value: Any, step: Array, *, decay: ArrayLike) -> Any:
     """One step of the exponential moving average; constants stay exactly what they are.
 
     The decay is ``min(decay, (1 + step) / (10 + step))``: a short run is not held back by its
     first parameters.
     """
-    decay = jnp.minimum(decay, (1 + step) / (10 + step))
+    return _towards(average, value, jnp.minimum(decay, (1 + step) / (10 + step)))
 
+
+def equal_average(average: Any, value: Any, step: Array, *, start: int, every: int) -> Any:
+    """One step of stochastic weight averaging (Izmailov et al. 2018, section 3.2).
+
+    The mean of the values after steps ``start``, ``start + every``, ...; before the first of them
+    the value itself.
+    """
+    made = step + 1
+    n = (made - start) // every
+    decay = jnp.where((made - start) % every == 0, n / (n + 1), 1.0)
+    return jax.tree.map(partial(jnp.where, made <= start), value, _towards(average, value, decay))
+
+
+def _towards(average: Any, value: Any, decay: Array) -> Any:
     def one(a: Array, v: Array) -> Array:
         if not jnp.issubdtype(v.dtype, jnp.floating):
             return v

@@ -157,6 +157,7 @@ def test_a_history_becomes_charts_of_loss_and_accuracy():
         {"kind": "train", "step": 1, "seconds": 0.1, "loss": 2.0, "clean_accuracy": 0.2},
         {"kind": "train", "step": 2, "seconds": 0.2, "loss": 1.0, "clean_accuracy": 0.4, "lr": 0.1},
         {"kind": "evaluation", "step": 2, "clean": 0.5, "robust/pgd": 0.25, "note": "text"},
+        {"kind": "evaluation", "step": 3, "validation/clean": 0.75, "validation/robust/pgd": 0.5},
     ]
     charts = training_charts(history)
     assert [chart.title for chart in charts] == ["Training loss", "Accuracy while training", "lr"]
@@ -168,6 +169,8 @@ def test_a_history_becomes_charts_of_loss_and_accuracy():
         "training: clean accuracy": [20.0, 40.0],
         "test: clean": [50.0],
         "test: pgd": [25.0],
+        "validation: clean": [75.0],
+        "validation: pgd": [50.0],
     }
     assert training_charts([]) == []
 

@@ -130,7 +130,9 @@ ROWS: dict[str, Row] = {
         images=100,
     ),
     # The same on the other network; " adv" at the end of a name is not part of the peers'.
-    "ddn l2 adv": _least(lambda: a.DDN(ball=L2()), "adv", L2(), "100 steps"),
+    "ddn l2 adv": _least(
+        lambda: a.DDN(ball=L2(), levels=None), "adv", L2(), "100 steps, advjax without rounding"
+    ),
     "fmn l2 adv": _least(lambda: a.FMN(ball=L2()), "adv", L2(), "100 steps"),
     "fmn linf adv": _least(lambda: a.FMN(ball=Linf()), "adv", Linf(), "100 steps"),
     "fab linf adv": _least(lambda: a.FAB(ball=Linf(), steps=20), "adv", Linf(), "20 steps"),

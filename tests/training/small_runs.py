@@ -2,14 +2,17 @@
 
 import flax.linen as nn
 import jax
+import numpy as np
 import optax
 
 from advjax.attacks import FGSM
 from advjax.balls import Linf
-from advjax.data import load
+from advjax.data import Dataset, load
 from advjax.models import create
 from advjax.models.layers import Dropout, batch_norm
 from advjax.training import Standard, Training
+from advjax.training.parallel import gather, parallel, place, positions, replicate
+from advjax.training.spec import root_keys
 
 ATTACKS = {"fgsm": FGSM(ball=Linf(eps=0.05))}
 
@@ -46,3 +49,39 @@ class Net(nn.Module):
         x = nn.relu(batch_norm(x, train=train, axis_name=self.axis_name))
         x = Dropout(rate=0.3, axis_name=self.axis_name)(x, train=train)
         return nn.Dense(4)(x)
+
+
+def random_data(n=40, shape=(4, 4, 1), seed=0):
+    """Random images of four classes."""
+    rng = np.random.default_rng(seed)
+    x = rng.integers(0, 256, (n, *shape)).astype(np.uint8)
+    return Dataset(x=x, y=rng.integers(0, 4, n), classes=tuple("abcd"))
+
+
+def step_training(data, **changes):
+    """A training for ``run_steps``; SGD, because Adam hides scale."""
+    fields = dict(
+        module=Net(), objective=Standard(), optimizer=optax.sgd(1.0), train=data, steps=1,
+        batch_size=16,
+    )  # fmt: skip
+    return Training(**{**fields, **changes})
+
+
+def run_steps(training, devices, n=1):
+    """The state after n steps, its carry in one piece, and the metrics of the last."""
+    init_key, key, _ = root_keys(training.seed)
+    state = place(training.first_state(key, init_key), devices)
+    step = parallel(training.step(), devices)
+    arguments = replicate(
+        (training.objective, training.train.x, training.train.y, training.streams()), devices
+    )
+    for _ in range(n):
+        state, metrics = step(state, positions(training.batch_size, devices), *arguments)
+        jax.block_until_ready(state)
+    return gather(state), metrics
+
+
+def flat_linear(params, stats, x, *, key=None, train=False):
+    """A linear model ``w``, ``b`` as an ``Apply``."""
+    del key, train
+    return x.reshape(x.shape[0], -1) @ params["w"] + params["b"], stats

@@ -220,7 +220,7 @@ def linear(params, stats, x, *, key=None, train=False):
         (dict(ema_decay=1.0), "ema_decay=1.0; 0 <= ema_decay < 1"),
         (dict(module=None), "a module or apply with params"),
         (dict(module=None, apply=linear), "apply was given without params"),
-        (dict(test=None), "attacks were given without test images"),
+        (dict(test=None), "attacks were given without test or validation images"),
     ],
 )
 def test_a_training_that_makes_no_sense_is_refused(changes, message):

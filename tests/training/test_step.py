@@ -7,12 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from small_runs import Net
+from small_runs import random_data, run_steps, step_training
 
 from advjax.attacks import FGSM, PGD
 from advjax.balls import Linf
-from advjax.data import Augment, Dataset, batch_indices, to_float
-from advjax.training import Madry, Standard, Training
+from advjax.data import Augment, batch_indices, to_float
+from advjax.training import Madry, Standard
 from advjax.training.parallel import parallel, positions, replicate
 from advjax.training.spec import root_keys
 from advjax.training.state import create_state
@@ -38,36 +38,7 @@ class ForeignBatchNorm(nn.Module):
 
 @pytest.fixture(scope="module")
 def data():
-    rng = np.random.default_rng(0)
-    x = rng.integers(0, 256, (40, 4, 4, 1)).astype(np.uint8)
-    return Dataset(x=x, y=rng.integers(0, 4, 40), classes=tuple("abcd"))
-
-
-def spec(data, **changes):
-    fields = dict(
-        module=Net(), objective=Standard(), optimizer=optax.sgd(1.0), train=data, steps=1,
-        batch_size=16,
-    )  # fmt: skip
-    return Training(**{**fields, **changes})
-
-
-def run_steps(training, devices, n=1):
-    init_key, key, _ = root_keys(training.seed)
-    params, stats = training.variables(init_key)
-    averaged = training.ema_decay is not None
-    state = create_state(params, stats, training.optimizer, key, averaged=averaged)
-    step = make_step(
-        training.network(), training.optimizer, batch_size=training.batch_size,
-        augment=training.augment, ema_decay=training.ema_decay,
-    )  # fmt: skip
-    step = parallel(step, devices)
-    put = lambda tree: replicate(tree, devices)
-    arguments = (put(training.objective), put(training.train.x), put(training.train.y))
-    state = put(state)
-    for _ in range(n):
-        state, metrics = step(state, positions(training.batch_size, devices), *arguments)
-        jax.block_until_ready(state)
-    return state, metrics
+    return random_data()
 
 
 MADRY = Madry(attack=PGD(ball=Linf(eps=EPS), steps=2, best=False))
@@ -84,7 +55,7 @@ MADRY = Madry(attack=PGD(ball=Linf(eps=EPS), steps=2, best=False))
 )
 def test_a_step_on_several_devices_is_the_full_batch_update(data, devices, changes):
     """With random starts, BatchNorm, dropout and augmentation; SGD, because Adam hides scale."""
-    training = spec(data, **changes)
+    training = step_training(data, **changes)
     one, one_metrics = run_steps(training, jax.local_devices()[:1])
     before = training.variables(root_keys(0)[0])[0]
     moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), one.params, before)
@@ -99,7 +70,7 @@ def test_a_step_on_several_devices_is_the_full_batch_update(data, devices, chang
 
 
 def test_the_step_is_the_gradient_step_written_out_by_hand(data):
-    training = spec(data, module=Foreign(), optimizer=optax.sgd(0.5))
+    training = step_training(data, module=Foreign(), optimizer=optax.sgd(0.5))
     got, metrics = run_steps(training, jax.local_devices()[:2])
     init_key, key, _ = root_keys(0)
     params, _ = training.variables(init_key)
@@ -118,7 +89,7 @@ def test_the_step_is_the_gradient_step_written_out_by_hand(data):
 
 
 def test_batch_statistics_of_a_foreign_module_are_averaged_over_devices(data):
-    training = spec(data, module=ForeignBatchNorm())
+    training = step_training(data, module=ForeignBatchNorm())
     one, _ = run_steps(training, jax.local_devices()[:1])
     two, _ = run_steps(training, jax.local_devices()[:2])
     mean = lambda s: np.asarray(s.stats["batch_stats"]["BatchNorm_0"]["mean"])
@@ -146,7 +117,7 @@ def test_dropout_of_a_foreign_module_differs_between_devices(data):
 
 def test_the_state_is_donated_and_the_callers_arrays_live_on(data):
     devices = jax.local_devices()[:2]
-    training = spec(data)
+    training = step_training(data)
     params, stats = training.variables(root_keys(0)[0])
     state = create_state(params, stats, training.optimizer, jax.random.key(0), averaged=False)
     placed = replicate(state, devices)
@@ -164,7 +135,7 @@ def test_a_batch_that_the_devices_cannot_share_is_refused():
 
 def test_objective_numbers_are_data_and_another_eps_is_no_new_trace(data):
     devices = jax.local_devices()[:1]
-    training = spec(data, module=Foreign(), objective=MADRY)
+    training = step_training(data, module=Foreign(), objective=MADRY)
     traces = []
     inner = make_step(training.network(), training.optimizer, batch_size=16)
 
@@ -189,11 +160,11 @@ def test_objective_numbers_are_data_and_another_eps_is_no_new_trace(data):
 def test_schedules_of_eps_and_learning_rate_follow_the_step(data):
     ramp = optax.linear_schedule(0.0, 1.0, 2)
     attack = PGD(ball=Linf(eps=EPS), steps=1, random_start=False, best=False)
-    scheduled = spec(
+    scheduled = step_training(
         data, module=Foreign(), objective=Madry(attack=attack, eps_schedule=ramp),
         optimizer=optax.sgd(optax.linear_schedule(0.0, 0.1, 2)),
     )  # fmt: skip
-    clean = spec(data, module=Foreign())
+    clean = step_training(data, module=Foreign())
     first, metrics = run_steps(scheduled, jax.local_devices()[:1])
     _, expected = run_steps(clean, jax.local_devices()[:1])
     # Step 0: factor 0 is no attack, learning rate 0 is no change.
@@ -206,7 +177,7 @@ def test_schedules_of_eps_and_learning_rate_follow_the_step(data):
 
 
 def test_the_moving_average_is_the_one_written_out(data):
-    training = spec(data, module=Foreign(), ema_decay=0.5)
+    training = step_training(data, module=Foreign(), ema_decay=0.5)
     devices = jax.local_devices()[:1]
     first, second = (run_steps(training, devices, n=n)[0] for n in (1, 2))
     start = training.variables(root_keys(0)[0])[0]

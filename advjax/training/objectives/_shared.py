@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -10,7 +11,7 @@ import jax.numpy as jnp
 from advjax.balls import concrete
 from advjax.losses import cross_entropy
 from advjax.training.apply import Bound
-from advjax.types import Apply, Array, ArrayLike, Key, fold_in_each
+from advjax.types import Apply, Array, ArrayLike, Aux, Key, fold_in_each
 
 # Tags that keep the draws of one example apart.
 ATTACK, DROPOUT, NOISE = 0, 1, 2
@@ -48,6 +49,43 @@ def frozen(apply: Apply, params: Any, stats: Any, key: Key | None = None) -> Bou
 def training_pass(key: Key, apply: Apply, params: Any, stats: Any, x: Array) -> tuple[Array, Any]:
     """Logits and new stats of the pass that is differentiated."""
     return apply(params, stats, x, key=fold_in_each(key, DROPOUT), train=True)
+
+
+def axis_of(apply: Apply) -> str | None:
+    """The mapped axis that the batch is split over, where a mean over it is not the step's own."""
+    return getattr(apply, "axis_name", None)
+
+
+def batch_key(key: Key, apply: Apply) -> Key:
+    """One key for the whole batch, the first example's, on every device that has a part of it."""
+    axis = axis_of(apply)
+    if axis is None:
+        return key[0]
+    first = jax.lax.all_gather(jax.random.key_data(key[0]), axis)[0]
+    return jax.random.wrap_key_data(first, impl=jax.random.key_impl(key))
+
+
+def attacked_loss(
+    key: Key,
+    apply: Apply,
+    params: Any,
+    stats: Any,
+    batch: Mapping[str, Array],
+    clean_weight: ArrayLike | None,
+    label_smoothing: ArrayLike,
+) -> tuple[Array, Aux]:
+    """``alpha L(x) + (1 - alpha) L(x_adv)``, or ``L(x_adv)`` for None, with the accuracies."""
+    x, x_adv, y = batch["x"], batch["x_adv"], batch["y"]
+    if clean_weight is None:
+        logits, stats = training_pass(key, apply, params, stats, x_adv)
+        loss = jnp.mean(smoothed_cross_entropy(logits, y, label_smoothing))
+        return loss, Aux(stats=stats, metrics={"robust_accuracy": accuracy(logits, y)})
+    clean, robust, stats = paired_pass(key, apply, params, stats, x, x_adv)
+    loss = clean_weight * jnp.mean(smoothed_cross_entropy(clean, y, label_smoothing)) + (
+        1 - clean_weight
+    ) * jnp.mean(smoothed_cross_entropy(robust, y, label_smoothing))
+    metrics = {"robust_accuracy": accuracy(robust, y), "clean_accuracy": accuracy(clean, y)}
+    return loss, Aux(stats=stats, metrics=metrics)
 
 
 def paired_pass(

@@ -7,18 +7,14 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from advjax.attacks import Attack
 from advjax.training.objectives._shared import (
     ATTACK,
     DROPOUT,
-    accuracy,
+    attacked_loss,
     check_fraction,
     frozen,
-    paired_pass,
-    smoothed_cross_entropy,
-    training_pass,
 )
 from advjax.training.objectives.crafting import Crafting
 from advjax.types import Apply, Array, ArrayLike, Aux, Key, fold_in_each, pytree, replace, static
@@ -85,16 +81,6 @@ class Madry(Crafting):
     def loss(
         self, key: Key, apply: Apply, params: Any, stats: Any, batch: Mapping[str, Array]
     ) -> tuple[Array, Aux]:
-        x, x_adv, y = batch["x"], batch["x_adv"], batch["y"]
-        if self.clean_weight is None:
-            logits, stats = training_pass(key, apply, params, stats, x_adv)
-            loss = jnp.mean(smoothed_cross_entropy(logits, y, self.label_smoothing))
-            return loss, Aux(stats=stats, metrics={"robust_accuracy": accuracy(logits, y)})
-        clean, robust, stats = paired_pass(key, apply, params, stats, x, x_adv)
-        loss = self.clean_weight * jnp.mean(
-            smoothed_cross_entropy(clean, y, self.label_smoothing)
-        ) + (1 - self.clean_weight) * jnp.mean(
-            smoothed_cross_entropy(robust, y, self.label_smoothing)
+        return attacked_loss(
+            key, apply, params, stats, batch, self.clean_weight, self.label_smoothing
         )
-        metrics = {"robust_accuracy": accuracy(robust, y), "clean_accuracy": accuracy(clean, y)}
-        return loss, Aux(stats=stats, metrics=metrics)

@@ -1,0 +1,97 @@
+"""Adversarial weight perturbation: a low loss in a whole neighbourhood of the parameters."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from advjax.balls import concrete
+from advjax.training.objectives._shared import axis_of
+from advjax.training.objectives.crafting import Crafting
+from advjax.types import Apply, Array, ArrayLike, Aux, Key, Objective, pytree, replace
+
+
+@pytree
+class AWP(Crafting):
+    """Any objective at the worst parameters nearby (Wu, Xia and Wang 2020, section 4).
+
+    Inputs are crafted once, with the parameters as they are. Then every tensor of more than one
+    dimension moves up the objective's loss by ``gamma`` of its own length,
+    ``v = gamma |w| / |g| g``; biases and the scales of norms stay. The step that follows is the
+    gradient at ``w + v``, applied to ``w``. One more forward and backward pass a step.
+
+    As published, both passes are in training mode, the running statistics of BatchNorm that are
+    kept are those of the pass at ``w + v``, and the loss that is climbed is the one that is
+    trained. Weight decay in the optimiser acts on ``w``; in the authors' code it acts on ``w + v``.
+
+    Metrics: the objective's, at ``w + v``.
+
+    Attributes:
+      objective: what is trained; of those that craft, the crafted inputs serve both passes. One
+        that carries a state from step to step (``FreeAT``) is refused.
+      gamma: size of the perturbation, relative to each tensor, at least 0. Published: .01 for
+        ``Madry``, .005 for ``TRADES``.
+      warmup: steps without perturbation at the start. Published: 0, ten epochs for ``TRADES``.
+    """
+
+    objective: Objective = dataclasses.field(kw_only=False)
+    gamma: ArrayLike = 0.01
+    warmup: ArrayLike = 0.0
+
+    def check(self) -> None:
+        if hasattr(self.objective, "start"):
+            raise TypeError(
+                f"AWP: given {type(self.objective).__name__}; "
+                "an objective that carries no state from step to step is taken"
+            )
+        for name in ("gamma", "warmup"):
+            value = concrete(getattr(self, name))
+            if value is not None and not ((value >= 0) & np.isfinite(value)).all():
+                raise ValueError(
+                    f"AWP: given {name}={value.tolist()}; finite numbers >= 0 are taken"
+                )
+
+    def at(self, step: Array) -> AWP:
+        """The objective of one step."""
+        objective = self.objective
+        if hasattr(objective, "at"):
+            objective = objective.at(step)
+        gamma = jnp.where(step < self.warmup, 0.0, self.gamma)
+        return replace(self, objective=objective, gamma=gamma, warmup=0.0)
+
+    def craft(
+        self, key: Key, apply: Apply, params: Any, stats: Any, batch: Mapping[str, Array]
+    ) -> dict[str, Array]:
+        if isinstance(self.objective, Crafting):
+            return self.objective.craft(key, apply, params, stats, batch)
+        return dict(batch)
+
+    def loss(
+        self, key: Key, apply: Apply, params: Any, stats: Any, batch: Mapping[str, Array]
+    ) -> tuple[Array, Aux]:
+        objective = self.objective
+        loss = objective.loss if isinstance(objective, Crafting) else objective
+        fixed = jax.lax.stop_gradient(params)
+        gradient = jax.grad(lambda p: loss(key, apply, p, stats, batch)[0])(fixed)
+        axis = axis_of(apply)
+        if axis is not None:
+            gradient = jax.lax.pmean(gradient, axis)
+        worst = jax.tree.map(lambda p, v: p + v, params, perturbation(fixed, gradient, self.gamma))
+        return loss(key, apply, worst, stats, batch)
+
+
+def perturbation(params: Any, direction: Any, gamma: ArrayLike) -> Any:
+    """Per tensor of more than one dimension ``gamma |w| / |d| d``; nothing for the others."""
+
+    def one(w: Array, d: Array) -> Array:
+        if jnp.ndim(w) <= 1:
+            return jnp.zeros_like(w)
+        scale = gamma * jnp.linalg.norm(w.ravel()) / (jnp.linalg.norm(d.ravel()) + 1e-20)
+        return (scale * d).astype(w.dtype)
+
+    return jax.tree.map(one, params, direction)

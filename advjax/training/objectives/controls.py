@@ -1,0 +1,151 @@
+"""Regularisers that look like defences; the table shows what they are worth."""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from advjax.attacks._checks import check_number
+from advjax.losses import cross_entropy
+from advjax.training.objectives._shared import (
+    DROPOUT,
+    NOISE,
+    accuracy,
+    training_pass,
+)
+from advjax.training.objectives.crafting import Crafting
+from advjax.training.objectives.standard import Standard
+from advjax.types import Apply, Array, ArrayLike, Aux, Key, fold_in_each, pytree, replace
+
+
+class Regularised(Crafting):
+    """An objective and a weighted term added to its loss. Abstract.
+
+    Attributes:
+      objective: any objective; its crafting is the crafting of the whole.
+      weight: of the term.
+    """
+
+    objective: Any
+    weight: ArrayLike
+
+    def check(self) -> None:
+        name = type(self).__name__
+        check_number(name, "weight", self.weight, zero=True)
+        if hasattr(self.objective, "start"):
+            raise TypeError(
+                f"{name}: given {type(self.objective).__name__}; "
+                "an objective that carries no state from step to step is taken"
+            )
+
+    @abc.abstractmethod
+    def term(
+        self, key: Key, apply: Apply, params: Any, stats: Any, batch: Mapping[str, Array]
+    ) -> dict[str, Array]:
+        """``{name: mean of the term over the batch}``, one entry."""
+
+    def at(self, step: Array) -> Any:
+        """The whole at one step: the objective's schedule is evaluated."""
+        if not hasattr(self.objective, "at"):
+            return self
+        return replace(self, objective=self.objective.at(step))  # type: ignore[type-var]
+
+    def craft(
+        self, key: Key, apply: Apply, params: Any, stats: Any, batch: Mapping[str, Array]
+    ) -> dict[str, Array]:
+        if not isinstance(self.objective, Crafting):
+            return dict(batch)
+        return self.objective.craft(key, apply, params, stats, batch)
+
+    def loss(
+        self, key: Key, apply: Apply, params: Any, stats: Any, batch: Mapping[str, Array]
+    ) -> tuple[Array, Aux]:
+        crafts = isinstance(self.objective, Crafting)
+        inner = self.objective.loss if crafts else self.objective
+        loss, aux = inner(key, apply, params, stats, batch)
+        term = self.term(key, apply, params, stats, batch)
+        (value,) = term.values()
+        return loss + self.weight * value, replace(aux, metrics={**aux.metrics, **term})
+
+
+def input_gradient(key: Key, apply: Apply, params: Any, stats: Any, x: Array, y: Array) -> Array:
+    """Each image's gradient of its cross-entropy, ``[B, ...]``, differentiable once more.
+
+    The network is that of the training pass, with its dropout and the statistics of this batch.
+    """
+
+    def total(x: Array) -> Array:
+        logits, _ = apply(params, stats, x, key=fold_in_each(key, DROPOUT), train=True)
+        return jnp.sum(cross_entropy(logits, y))
+
+    return jax.grad(total)(x)
+
+
+@pytree
+class GradientPenalty(Regularised):
+    """An objective plus ``weight ||gradient of the cross-entropy at x||^2``.
+
+    Input gradient regularisation (Ross & Doshi-Velez 2018; double backpropagation, Drucker & LeCun
+    1992). The gradient is of the clean images, through the training pass's own
+    network; it costs one more pass, twice backward.
+
+    Metrics: the objective's, and ``gradient_penalty``, the mean squared length.
+
+    Attributes:
+      objective: what it is added to.
+      weight: in units of 1 / (squared loss per squared pixel), at least 0.
+    """
+
+    objective: Any = dataclasses.field(kw_only=False, default_factory=Standard)
+    weight: ArrayLike = 1.0
+
+    def term(
+        self, key: Key, apply: Apply, params: Any, stats: Any, batch: Mapping[str, Array]
+    ) -> dict[str, Array]:
+        x = batch["x"]
+        grad = input_gradient(key, apply, params, stats, x, batch["y"])
+        return {"gradient_penalty": jnp.sum(grad**2) / x.shape[0]}
+
+
+@pytree
+class LogitSqueezing(Crafting):
+    """Cross-entropy and ``weight ||logits||^2`` on noisy images (Kannan et al. 2018).
+
+    It fools attacks by gradients more than it defends (Mosbach et al. 2018).
+
+    Metrics: ``clean_accuracy``, on the noisy images, and ``squared_logits``.
+
+    Attributes:
+      weight: of the mean squared length of the logits, at least 0.
+      sigma: standard deviation of the noise on every image, in pixel units, at least 0.
+    """
+
+    weight: ArrayLike = 0.5
+    sigma: ArrayLike = 0.5
+
+    def check(self) -> None:
+        check_number("LogitSqueezing", "weight", self.weight, zero=True)
+        check_number("LogitSqueezing", "sigma", self.sigma, zero=True)
+
+    def craft(
+        self, key: Key, apply: Apply, params: Any, stats: Any, batch: Mapping[str, Array]
+    ) -> dict[str, Array]:
+        del apply, params, stats
+        x = batch["x"]
+        draw = lambda k: jax.random.normal(k, x.shape[1:], x.dtype)
+        return {**batch, "x_noisy": x + self.sigma * jax.vmap(draw)(fold_in_each(key, NOISE))}
+
+    def loss(
+        self, key: Key, apply: Apply, params: Any, stats: Any, batch: Mapping[str, Array]
+    ) -> tuple[Array, Aux]:
+        y = batch["y"]
+        logits, stats = training_pass(key, apply, params, stats, batch["x_noisy"])
+        squared = jnp.mean(jnp.sum(logits.astype(jnp.float32) ** 2, axis=-1))
+        loss = jnp.mean(cross_entropy(logits, y)) + self.weight * squared
+        metrics = {"clean_accuracy": accuracy(logits, y), "squared_logits": squared}
+        return loss, Aux(stats=stats, metrics=metrics)

@@ -1,0 +1,137 @@
+"""Logit squeezing and the gradient penalty: closed forms, and what they are composed with."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from advjax.attacks import FGSM
+from advjax.balls import Linf
+from advjax.training import Madry, Standard
+from advjax.training.objectives.controls import GradientPenalty, LogitSqueezing
+
+RNG = np.random.default_rng(0)
+X = RNG.uniform(0.2, 0.8, (6, 4, 4, 1)).astype(np.float32)
+Y = np.asarray([0, 1, 2, 3, 0, 1], np.int32)
+W = RNG.normal(size=(16, 4)).astype(np.float32)
+KEYS = jax.random.split(jax.random.key(0), 6)
+BATCH = {"x": X, "y": Y}
+MADRY = Madry(FGSM(ball=Linf(eps=0.1)))
+
+
+def linear(params, stats, x, *, key=None, train=False):
+    return x.reshape(x.shape[0], -1) @ params, stats
+
+
+@jax.jit
+def run(objective, w, keys, batch):
+    """``((loss, aux), gradient)``."""
+    loss = lambda w: objective(keys, linear, w, {}, batch)
+    return jax.value_and_grad(loss, has_aux=True)(w)
+
+
+def softmax(z):
+    e = np.exp(z - z.max(axis=-1, keepdims=True))
+    return e / e.sum(axis=-1, keepdims=True)
+
+
+@pytest.mark.parametrize("objective", [Standard(), MADRY], ids=["standard", "madry"])
+def test_the_gradient_penalty_is_that_of_a_linear_softmax(objective):
+    """The gradient of the cross-entropy at x is W (p - one_hot(y))."""
+    (plain, inner), _ = run(objective, W, KEYS, BATCH)
+    (loss, aux), _ = run(GradientPenalty(objective, weight=0.3), W, KEYS, BATCH)
+    w = np.float64(W)
+    grads = (softmax(np.asarray(X, np.float64).reshape(6, 16) @ w) - np.eye(4)[Y]) @ w.T
+    penalty = (grads**2).sum(axis=1).mean()
+    assert float(aux.metrics["gradient_penalty"]) == pytest.approx(penalty, rel=1e-5)
+    assert float(loss) == pytest.approx(float(plain) + 0.3 * penalty, rel=1e-5)
+    assert aux.metrics.keys() == inner.metrics.keys() | {"gradient_penalty"}
+
+
+def test_the_gradient_penalty_is_differentiated():
+    """Central differences along a direction, of the penalty alone."""
+    objective = GradientPenalty(weight=1.0)
+    _, with_penalty = run(objective, W, KEYS, BATCH)
+    _, without = run(GradientPenalty(weight=0.0), W, KEYS, BATCH)
+    along = RNG.normal(size=W.shape).astype(np.float32)
+    value = lambda w: float(run(objective, w, KEYS, BATCH)[0][1].metrics["gradient_penalty"])
+    slope = (value(W + 1e-2 * along) - value(W - 1e-2 * along)) / 2e-2
+    assert np.sum((with_penalty - without) * along) == pytest.approx(slope, rel=5e-3)
+
+
+def test_a_wrapped_objective_keeps_its_schedule_and_its_crafting():
+    ramp = optax.linear_schedule(0.0, 1.0, 2)
+    wrapped = GradientPenalty(Madry(FGSM(ball=Linf(eps=0.1)), eps_schedule=ramp))
+    assert float(wrapped.at(jnp.int32(1)).objective.attack.ball.eps) == pytest.approx(0.05)
+    alone = GradientPenalty()
+    assert alone.at(jnp.int32(1)) is alone
+    x_adv = jax.jit(lambda: GradientPenalty(MADRY).craft(KEYS, linear, W, {}, BATCH)["x_adv"])()
+    assert np.abs(x_adv - X).max() == pytest.approx(0.1, rel=1e-5)
+    assert GradientPenalty().craft(KEYS, linear, W, {}, BATCH).keys() == BATCH.keys()
+
+
+def test_logit_squeezing_is_the_loss_of_noisy_images_written_out():
+    (loss, aux), grad = run(LogitSqueezing(weight=0.2, sigma=0.1), W, KEYS, BATCH)
+    draw = jax.jit(jax.vmap(lambda k: jax.random.normal(jax.random.fold_in(k, 2), (16,))))(KEYS)
+    x = np.float64(X).reshape(6, 16) + 0.1 * np.float64(draw)
+    logits = x @ np.float64(W)
+    squared = (logits**2).sum(axis=1).mean()
+    p = softmax(logits)
+    assert float(aux.metrics["squared_logits"]) == pytest.approx(squared, rel=1e-5)
+    expected = -np.log(p[np.arange(6), Y]).mean() + 0.2 * squared
+    assert float(loss) == pytest.approx(expected, rel=1e-5)
+    np.testing.assert_allclose(grad, x.T @ (p - np.eye(4)[Y] + 0.4 * logits) / 6, atol=1e-5)
+
+
+@pytest.mark.parametrize("make", [GradientPenalty, LogitSqueezing])
+def test_the_weight_sweeps_in_one_trace_and_zero_is_cross_entropy(make):
+    """Of two classes."""
+    traces, weights, batch = [], W[:, :2], {"x": X, "y": Y % 2}
+
+    def loss(weight):
+        traces.append(None)
+        fields = {"sigma": 0.0} if make is LogitSqueezing else {}
+        return make(weight=weight, **fields)(KEYS, linear, weights, {}, batch)[0]
+
+    sweep = jax.jit(jax.vmap(loss))
+    losses = sweep(np.asarray([0, 1, 2], np.float32))
+    sweep(np.asarray([3, 4, 5], np.float32))
+    assert len(traces) == 1
+    p = softmax(np.float64(X).reshape(6, 16) @ np.float64(weights))
+    assert float(losses[0]) == pytest.approx(-np.log(p[np.arange(6), Y % 2]).mean(), rel=1e-6)
+    assert float(losses[2] - losses[1]) == pytest.approx(float(losses[1] - losses[0]), rel=1e-4)
+
+
+@pytest.mark.parametrize("objective", [GradientPenalty(weight=0.3), LogitSqueezing()])
+def test_the_order_does_not_matter_and_no_gradient_stays_finite(objective):
+    order = np.asarray([3, 0, 5, 1, 4, 2])
+    (loss, _), _ = run(objective, W, KEYS, BATCH)
+    (other, _), _ = run(objective, W, KEYS[order], {k: v[order] for k, v in BATCH.items()})
+    assert float(other) == pytest.approx(float(loss), rel=1e-5)
+    found = run(objective, 0 * W, KEYS, BATCH)
+    assert all(np.isfinite(v).all() for v in jax.tree.leaves(found))
+
+
+class Stateful:
+    """An objective that carries a state from step to step."""
+
+    def start(self, shape):
+        return {}
+
+
+@pytest.mark.parametrize(
+    "make, error, message",
+    [
+        (lambda: GradientPenalty(weight=-1), ValueError, "GradientPenalty: given weight=-1"),
+        (lambda: LogitSqueezing(sigma=-1), ValueError, "LogitSqueezing: given sigma=-1"),
+        (
+            lambda: GradientPenalty(Stateful()),
+            TypeError,
+            "GradientPenalty: given Stateful; an objective that carries no state",
+        ),
+    ],
+)
+def test_what_they_do_not_take_is_refused(make, error, message):
+    with pytest.raises(error, match=message):
+        make()

@@ -1,0 +1,128 @@
+"""GradAlign: cosine and gradient in closed form, images that do not count, the draw of the ball."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from advjax.attacks import FGSM
+from advjax.balls import Linf
+from advjax.training import Madry, Standard
+from advjax.training.objectives.grad_align import GradAlign
+from advjax.types import fold_in_each
+
+RNG = np.random.default_rng(0)
+X = RNG.uniform(0.2, 0.8, (6, 4, 4, 1)).astype(np.float32)
+Y = np.asarray([0, 1, 2, 3, 0, 1], np.int32)
+W = RNG.normal(size=(16, 4)).astype(np.float32)
+KEYS = jax.random.split(jax.random.key(0), 6)
+BATCH = {"x": X, "y": Y}
+UNIT = jax.jit(lambda: Linf(eps=1.0).sample(fold_in_each(KEYS, 2), X))()  # the draw of a neighbour
+MADRY = Madry(FGSM(ball=Linf(eps=0.5)))
+
+
+def linear(params, stats, x, *, key=None, train=False):
+    return x.reshape(x.shape[0], -1) @ params, stats
+
+
+@jax.jit
+def run(objective, w, keys, batch):
+    """``((loss, aux), gradient)``."""
+    loss = lambda w: objective(keys, linear, w, {}, batch)
+    return jax.value_and_grad(loss, has_aux=True)(w)
+
+
+def cosines(w, first=None, *, x=X, eps=0.5):
+    """In float64, at x and at a uniform draw of the ball around it; the first may be held fixed."""
+
+    def softmax(z):
+        e = np.exp(z - z.max(axis=-1, keepdims=True))
+        return e / e.sum(axis=-1, keepdims=True)
+
+    near = x + eps * np.float64(UNIT)
+    grads = lambda x, w: (softmax(x.reshape(6, 16) @ w) - np.eye(4)[Y]) @ w.T
+    a, b = grads(np.float64(x), w if first is None else first), grads(near, w)
+    return (a * b).sum(1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)
+
+
+def test_the_term_is_one_minus_the_mean_cosine():
+    (plain, _), _ = run(MADRY, W, KEYS, BATCH)
+    (loss, aux), _ = run(GradAlign(MADRY), W, KEYS, BATCH)
+    misaligned = 1 - cosines(np.float64(W)).mean()
+    assert misaligned > 0.01
+    assert float(aux.metrics["misalignment"]) == pytest.approx(misaligned, rel=1e-4)
+    assert float(loss) == pytest.approx(float(plain) + 0.2 * misaligned, rel=1e-5)
+    assert "robust_accuracy" in aux.metrics
+
+
+def test_its_gradient_flows_through_the_neighbours_gradient_alone():
+    grads = [run(GradAlign(MADRY, weight=v), W, KEYS, BATCH)[1] for v in (1.0, 0.0)]
+    along, w = RNG.normal(size=W.shape), np.float64(W)
+    value = lambda h: 1 - cosines(w + h * along, first=w).mean()
+    slope = (value(1e-5) - value(-1e-5)) / 2e-5
+    assert float(np.sum((grads[0] - grads[1]) * along)) == pytest.approx(slope, rel=1e-3)
+
+
+class Gated:
+    """Linear on images that are bright enough, constant on the others."""
+
+    def __init__(self, axis_name=None):
+        self.axis_name = axis_name
+
+    def __call__(self, params, stats, x, *, key=None, train=False):
+        flat = x.reshape(x.shape[0], -1)
+        seen = jnp.sum(flat, axis=1, keepdims=True) > 4
+        return jnp.where(seen, flat, 0) @ params, stats
+
+
+BRIGHT = np.asarray([1, 0, 1, 1, 0, 0], bool)
+DARK = np.where(BRIGHT[:, None, None, None], X, 0)
+NARROW = GradAlign(Madry(FGSM(ball=Linf(eps=0.2))))
+
+
+def misalignment(apply, w, keys, x, y):
+    return NARROW.term(keys, apply, w, {}, {"x": x, "y": y})["misalignment"]
+
+
+def test_images_without_a_gradient_do_not_count():
+    """Nor on which device the others are: the mean of two shards, with two of them and with one."""
+    expected = 1 - cosines(np.float64(W), x=DARK, eps=0.2)[BRIGHT].mean()
+    assert expected > 1e-3
+    value_and_grad = jax.value_and_grad(lambda w, *a: misalignment(Gated(), w, *a))
+    value, grad = jax.jit(value_and_grad)(W, KEYS, DARK, Y)
+    assert float(value) == pytest.approx(expected, abs=1e-6)
+    assert np.isfinite(grad).all()
+    shard = lambda v: v.reshape(2, 3, *v.shape[1:])
+    call = jax.vmap(lambda *a: misalignment(Gated("batch"), W, *a), axis_name="batch")
+    split = jax.jit(lambda *a: call(*map(shard, a)))(KEYS, DARK, Y)
+    assert float(split.mean()) == pytest.approx(expected, abs=1e-6)
+
+
+def test_weight_and_eps_sweep_in_one_trace():
+    """Of two classes; without eps and weight the loss is the cross-entropy."""
+    traces, weights, batch = [], W[:, :2], {"x": X, "y": Y % 2}
+
+    def loss(grid):
+        traces.append(None)
+        attack = FGSM(ball=Linf(eps=grid))
+        return GradAlign(Madry(attack), weight=grid)(KEYS, linear, weights, {}, batch)[0]
+
+    sweep = jax.jit(jax.vmap(loss))
+    losses = sweep(np.float32([0, 0.1, 0.5]))
+    sweep(np.float32([0.2, 0.3, 0.4]))
+    assert len(traces) == 1 and np.isfinite(losses).all()
+    logits = np.float64(X).reshape(6, 16) @ np.float64(weights)
+    clean = (np.log(np.exp(logits).sum(axis=1)) - logits[np.arange(6), Y % 2]).mean()
+    assert float(losses[0]) == pytest.approx(clean, rel=1e-5)
+    assert losses[0] < losses[1] < losses[2]
+
+
+def test_no_gradient_stays_finite():
+    found = run(GradAlign(MADRY), 0 * W, KEYS, BATCH)
+    assert all(np.isfinite(v).all() for v in jax.tree.leaves(found))
+    assert float(found[0][1].metrics["misalignment"]) == 0
+
+
+def test_an_objective_without_an_attack_is_refused():
+    with pytest.raises(TypeError, match="GradAlign: given Standard; an objective with an attack"):
+        GradAlign(Standard())
