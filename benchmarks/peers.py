@@ -1,7 +1,8 @@
 """The attacks of the PyTorch libraries, each as ``(network, images, labels, settings) -> images``.
 
 Images are ``[N, 1, 28, 28]`` tensors in [0, 1]. Libraries are imported where they are used. What a
-library calls by another number or another default is brought to the settings of the comparison.
+library calls by another number or another default is brought to the settings of the comparison;
+settings win over what is fixed here.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ def _foolbox(name: str, **fixed: Any) -> Peer:
         settings = dict(settings)
         eps = settings.pop("eps", None)
         model = foolbox.PyTorchModel(net, bounds=(0, 1))
-        made = getattr(foolbox.attacks, name)(**fixed, **settings)
+        made = getattr(foolbox.attacks, name)(**{**fixed, **settings})
         if eps is not None:
             return made.run(model, x, y, epsilon=eps)
         found, _, _ = made(model, x, y, epsilons=None)
@@ -63,7 +64,7 @@ def _torchattacks(name: str, **fixed: Any) -> Peer:
     def attack(net: Any, x: Any, y: Any, settings: dict[str, Any]) -> Any:
         import torchattacks
 
-        return getattr(torchattacks, name)(net, **fixed, **settings)(x, y)
+        return getattr(torchattacks, name)(net, **{**fixed, **settings})(x, y)
 
     return attack
 
@@ -78,7 +79,7 @@ def _adv_lib(module: str, name: str, **fixed: Any) -> Peer:
         from importlib import import_module
 
         function = getattr(import_module(f"adv_lib.attacks.{module}"), name)
-        return function(net, x, y, **fixed, **settings)
+        return function(net, x, y, **{**fixed, **settings})
 
     return attack
 
@@ -92,7 +93,7 @@ def _art(name: str, **fixed: Any) -> Peer:
         wrapped = PyTorchClassifier(
             net, torch.nn.CrossEntropyLoss(), tuple(x.shape[1:]), 10, clip_values=(0, 1)
         )
-        made = getattr(evasion, name)(wrapped, verbose=False, **fixed, **settings)
+        made = getattr(evasion, name)(wrapped, verbose=False, **{**fixed, **settings})
         return torch.from_numpy(made.generate(x=x.numpy(), y=y.numpy()))
 
     return attack
