@@ -5,35 +5,15 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from linear_net import BATCH, KEYS, W, X, Y, linear, run, softmax
 
 from advjax.attacks import FGSM
 from advjax.balls import Linf
 from advjax.training import Madry, Standard
 from advjax.training.objectives.controls import GradientPenalty, LogitSqueezing
 
-RNG = np.random.default_rng(0)
-X = RNG.uniform(0.2, 0.8, (6, 4, 4, 1)).astype(np.float32)
-Y = np.asarray([0, 1, 2, 3, 0, 1], np.int32)
-W = RNG.normal(size=(16, 4)).astype(np.float32)
-KEYS = jax.random.split(jax.random.key(0), 6)
-BATCH = {"x": X, "y": Y}
+RNG = np.random.default_rng(1)
 MADRY = Madry(FGSM(ball=Linf(eps=0.1)))
-
-
-def linear(params, stats, x, *, key=None, train=False):
-    return x.reshape(x.shape[0], -1) @ params, stats
-
-
-@jax.jit
-def run(objective, w, keys, batch):
-    """``((loss, aux), gradient)``."""
-    loss = lambda w: objective(keys, linear, w, {}, batch)
-    return jax.value_and_grad(loss, has_aux=True)(w)
-
-
-def softmax(z):
-    e = np.exp(z - z.max(axis=-1, keepdims=True))
-    return e / e.sum(axis=-1, keepdims=True)
 
 
 @pytest.mark.parametrize("objective", [Standard(), MADRY], ids=["standard", "madry"])

@@ -3,6 +3,7 @@
 import jax
 import numpy as np
 import pytest
+from linear_net import linear, run, softmax
 
 from advjax.training.objectives import graph
 from advjax.training.objectives.graph import (
@@ -27,22 +28,6 @@ BATCH = {
     "neighbours": RNG.uniform(0.2, 0.8, (4, 2, 4, 4, 1)).astype(np.float32),
     "weights": np.float32([[0.9, 0.8], [1, 0], [0, 0], [0.5, 0.5]]),
 }
-
-
-def linear(params, stats, x, *, key=None, train=False):
-    return x.reshape(x.shape[0], -1) @ params, stats
-
-
-@jax.jit
-def run(objective, w, keys, batch):
-    """``((loss, aux), gradient)``."""
-    loss = lambda w: objective(keys, linear, w, {}, batch)
-    return jax.value_and_grad(loss, has_aux=True)(w)
-
-
-def softmax(z):
-    e = np.exp(z - z.max(axis=-1, keepdims=True))
-    return e / e.sum(axis=-1, keepdims=True)
 
 
 @pytest.mark.parametrize(

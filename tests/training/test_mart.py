@@ -4,35 +4,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from linear_net import BATCH, KEYS, W, X, Y, linear, softmax
+from linear_net import run_crafting as run
 
 from advjax.attacks import PGD, Square
 from advjax.balls import Linf
 from advjax.training.objectives.mart import MART, boosted_cross_entropy, weighted_divergence
 
-RNG = np.random.default_rng(0)
-X = RNG.uniform(0.2, 0.8, (6, 4, 4, 1)).astype(np.float32)
-Y = np.asarray([0, 1, 2, 3, 0, 1], np.int32)
-W = RNG.normal(size=(16, 4)).astype(np.float32)
-KEYS = jax.random.split(jax.random.key(0), 6)
-BATCH = {"x": X, "y": Y}
+RNG = np.random.default_rng(1)
 ATTACK = PGD(ball=Linf(eps=0.1), step_size=0.03, steps=3)
-
-
-def linear(params, stats, x, *, key=None, train=False):
-    return x.reshape(x.shape[0], -1) @ params, stats
-
-
-@jax.jit
-def run(objective, w, keys, batch):
-    """``((loss, aux), gradient, x_adv)``."""
-    loss = lambda w: objective(keys, linear, w, {}, batch)
-    found = jax.value_and_grad(loss, has_aux=True)(w)
-    return *found, objective.craft(keys, linear, w, {}, batch)["x_adv"]
-
-
-def softmax(z):
-    e = np.exp(z - z.max(axis=-1, keepdims=True))
-    return e / e.sum(axis=-1, keepdims=True)
 
 
 def authors(w, near, beta=5.0):

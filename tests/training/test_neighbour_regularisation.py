@@ -4,22 +4,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from linear_net import BATCH, KEYS, W, X, Y, linear, run, softmax
 
 from advjax.training.objectives.neighbours import (
     AdversarialRegularization,
     maximize_within_unit_norm,
 )
-
-RNG = np.random.default_rng(0)
-X = RNG.uniform(0.2, 0.8, (6, 4, 4, 1)).astype(np.float32)
-Y = np.asarray([0, 1, 2, 3, 0, 1], np.int32)
-W = RNG.normal(size=(16, 4)).astype(np.float32)
-KEYS = jax.random.split(jax.random.key(0), 6)
-BATCH = {"x": X, "y": Y}
-
-
-def linear(params, stats, x, *, key=None, train=False):
-    return x.reshape(x.shape[0], -1) @ params, stats
 
 
 @jax.jit
@@ -27,19 +17,7 @@ def craft(objective, w, keys, batch):
     return objective.craft(keys, linear, w, {}, batch)["x_adv"]
 
 
-@jax.jit
-def run(objective, w, keys, batch):
-    """``((loss, aux), gradient)``."""
-    loss = lambda w: objective(keys, linear, w, {}, batch)
-    return jax.value_and_grad(loss, has_aux=True)(w)
-
-
 step_of = jax.jit(maximize_within_unit_norm, static_argnums=1)
-
-
-def softmax(z):
-    e = np.exp(z - z.max(axis=-1, keepdims=True))
-    return e / e.sum(axis=-1, keepdims=True)
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from linear_net import BATCH, KEYS, W, X, Y, linear, softmax
+from linear_net import run_crafting as run
 from small_runs import Net
 
 from advjax.attacks import FGSM, PGD, Square
@@ -12,30 +14,8 @@ from advjax.losses import kl_divergence
 from advjax.training import LinenApply
 from advjax.training.objectives.trades import TRADES
 
-RNG = np.random.default_rng(0)
-X = RNG.uniform(0.2, 0.8, (6, 4, 4, 1)).astype(np.float32)
-Y = np.asarray([0, 1, 2, 3, 0, 1], np.int32)
-W = RNG.normal(size=(16, 4)).astype(np.float32)
-KEYS = jax.random.split(jax.random.key(0), 6)
-BATCH = {"x": X, "y": Y}
+RNG = np.random.default_rng(1)
 ATTACK = PGD(ball=Linf(eps=0.1), step_size=0.03, steps=3)
-
-
-def linear(params, stats, x, *, key=None, train=False):
-    return x.reshape(x.shape[0], -1) @ params, stats
-
-
-@jax.jit
-def run(objective, w, keys, batch):
-    """``((loss, aux), gradient, x_adv)``."""
-    loss = lambda w: objective(keys, linear, w, {}, batch)
-    found = jax.value_and_grad(loss, has_aux=True)(w)
-    return *found, objective.craft(keys, linear, w, {}, batch)["x_adv"]
-
-
-def softmax(z):
-    e = np.exp(z - z.max(axis=-1, keepdims=True))
-    return e / e.sum(axis=-1, keepdims=True)
 
 
 def test_divergence_is_the_sum_written_out_and_never_negative():

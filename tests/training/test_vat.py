@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from linear_net import linear
+from linear_net import run_crafting as run
 from small_runs import Net
 
 from advjax.losses import kl_divergence
@@ -18,18 +20,6 @@ Y = np.asarray([0, 1, 2, 3], np.int32)
 W = RNG.normal(size=(16, 4)).astype(np.float32)
 KEYS = jax.random.split(jax.random.key(0), 4)
 BATCH = {"x": X, "y": Y, "unlabelled": U}
-
-
-def linear(params, stats, x, *, key=None, train=False):
-    return x.reshape(x.shape[0], -1) @ params, stats
-
-
-@jax.jit
-def run(objective, w, keys, batch):
-    """``((loss, aux), gradient, x_adv)``."""
-    loss = lambda w: objective(keys, linear, w, {}, batch)
-    found = jax.value_and_grad(loss, has_aux=True)(w)
-    return *found, objective.craft(keys, linear, w, {}, batch)["x_adv"]
 
 
 def top_eigenvectors(w, b, x):
