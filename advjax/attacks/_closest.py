@@ -6,9 +6,11 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from advjax.attacks._iterate import Iterative, LossFn, outcome
 from advjax.attacks._rows import row, widen
 from advjax.balls import Ball
-from advjax.types import Array, pytree
+from advjax.losses import margin
+from advjax.types import Array, Record, fold_in_each, is_stochastic, pytree
 
 
 @pytree
@@ -60,3 +62,36 @@ def farthest(ball: Ball, x: Array) -> Array:
     lower, upper = ball.bounds
     corner = jnp.maximum(x - lower, upper - x)
     return ball.size(corner if ball.mask is None else jnp.where(ball.mask, corner, 0))
+
+
+class KeepsClosest(Iterative):
+    """Ends at the nearest success of all iterations.
+
+    Its state has ``keys``, ``closest``, ``taken``, ``zero_gradient``, ``probabilities``; each
+    iteration costs a forward and a backward pass.
+    """
+
+    @property
+    def loss(self) -> LossFn:
+        """What a step raises, and the record tells."""
+        return margin
+
+    def finish(self, state: Any, model: Any, x: Array, y: Array, *, record: bool) -> Record:
+        keys: Any = fold_in_each(state.keys, 0) if is_stochastic(model) else None
+        return outcome(
+            self,
+            model,
+            x,
+            y,
+            state.closest.within(self.ball, x),
+            keys,
+            record=record,
+            loss=self.loss,
+            forwards=state.taken,
+            backwards=state.taken,
+            first_success=state.closest.first_success,
+            zero_gradient=state.zero_gradient,
+        )
+
+    def doubts(self, state: Any) -> Array:
+        return state.probabilities

@@ -8,23 +8,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from advjax.attacks._iterate import Iterative, Judgement, LossFn, auto_loop, judge, outcome
-from advjax.losses import margin
-from advjax.types import Array, ArrayLike, Record, fold_in_each, is_stochastic, replace
+from advjax.attacks._closest import KeepsClosest
+from advjax.attacks._iterate import Judgement, auto_loop, judge
+from advjax.types import Array, ArrayLike, fold_in_each, is_stochastic, replace
 
 
-class MinimumNorm(Iterative):
+class MinimumNorm(KeepsClosest):
     """Keeps the nearest success of all steps, and leaves an example that needs no perturbation.
 
-    Its state has ``keys``, ``x_adv``, ``closest``, ``taken``, ``zero_gradient``, ``probabilities``.
+    Its state also has ``x_adv``.
     """
 
     horizon: ArrayLike
-
-    @property
-    def loss(self) -> LossFn:
-        """What a step raises."""
-        return margin
 
     def _cosine(self, i: Array) -> Array:
         """From 1 to 0 along a cosine, which ends at the horizon."""
@@ -53,26 +48,6 @@ class MinimumNorm(Iterative):
 
     def live(self, state: Any) -> Array:
         return state.closest.distance > 0
-
-    def finish(self, state: Any, model: Any, x: Array, y: Array, *, record: bool) -> Record:
-        keys: Any = fold_in_each(state.keys, 0) if is_stochastic(model) else None
-        return outcome(
-            self,
-            model,
-            x,
-            y,
-            state.closest.within(self.ball, x),
-            keys,
-            record=record,
-            loss=self.loss,
-            forwards=state.taken,
-            backwards=state.taken,
-            first_success=state.closest.first_success,
-            zero_gradient=state.zero_gradient,
-        )
-
-    def doubts(self, state: Any) -> Array:
-        return state.probabilities
 
     def pieces(self) -> Any:
         horizon = np.float32(max(self.steps, 1)) if self.horizon is None else self.horizon

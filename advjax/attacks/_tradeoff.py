@@ -8,14 +8,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from advjax.attacks._iterate import Iterative, Judgement, auto_loop, judge, outcome
+from advjax.attacks._closest import KeepsClosest
+from advjax.attacks._iterate import Judgement, auto_loop, judge
 from advjax.attacks._rows import only, widen
 from advjax.balls import Ball
 from advjax.losses import margin
 from advjax.types import (
     Array,
     ArrayLike,
-    Record,
     fold_in_each,
     is_stochastic,
     pytree,
@@ -210,33 +210,14 @@ class ConstantSearch:
         )
 
 
-class Attempts(Iterative):
+class Attempts(KeepsClosest):
     """Keeps the nearest success of one attempt after another, until an example has no more.
 
-    Its state has ``keys``, ``closest``, ``over``, ``taken``, ``zero_gradient``, ``probabilities``.
+    Its state also has ``over``.
     """
 
     def live(self, state: Any) -> Array:
         return ~state.over & (state.closest.distance > 0)
-
-    def finish(self, state: Any, model: Any, x: Array, y: Array, *, record: bool) -> Record:
-        return outcome(
-            self,
-            model,
-            x,
-            y,
-            state.closest.within(self.ball, x),
-            None if state.keys is None else fold_in_each(state.keys, 0),
-            record=record,
-            loss=margin,
-            forwards=state.taken,
-            backwards=state.taken,
-            first_success=state.closest.first_success,
-            zero_gradient=state.zero_gradient,
-        )
-
-    def doubts(self, state: Any) -> Array:
-        return state.probabilities
 
     def pieces(self) -> Any:
         return replace(self, steps=0, loop=auto_loop)

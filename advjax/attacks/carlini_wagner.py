@@ -7,8 +7,8 @@ from typing import Any
 import jax.numpy as jnp
 
 from advjax.attacks._checks import check_count, check_number, check_per_example
-from advjax.attacks._closest import Closest
-from advjax.attacks._iterate import Iterative, Loop, auto_loop, outcome
+from advjax.attacks._closest import Closest, KeepsClosest
+from advjax.attacks._iterate import Iterative, Loop, auto_loop
 from advjax.attacks._rows import only, widen
 from advjax.attacks._tradeoff import (
     Adam,
@@ -22,14 +22,12 @@ from advjax.attacks._tradeoff import (
     over_features,
 )
 from advjax.balls import L2, Ball
-from advjax.losses import margin
 from advjax.types import (
     Array,
     ArrayLike,
     Key,
     Record,
     example_keys,
-    fold_in_each,
     is_stochastic,
     pytree,
     replace,
@@ -52,7 +50,7 @@ class _State:
 
 
 @pytree
-class CarliniWagner(Iterative):
+class CarliniWagner(KeepsClosest):
     """The smallest L2 perturbation by penalties (Carlini & Wagner 2017, section V-A and VI-A).
 
     Adam minimises ``|image - x|^2 + c * max(confidence - margin, 0)`` over w, with the image
@@ -152,25 +150,6 @@ class CarliniWagner(Iterative):
 
     def live(self, state: _State) -> Array:
         return (state.search.done < self.searches) & (state.closest.distance > 0)
-
-    def finish(self, state: _State, model: Any, x: Array, y: Array, *, record: bool) -> Record:
-        return outcome(
-            self,
-            model,
-            x,
-            y,
-            state.closest.within(self.ball, x),
-            None if state.keys is None else fold_in_each(state.keys, 0),
-            record=record,
-            loss=margin,
-            forwards=state.taken,
-            backwards=state.taken,
-            first_success=state.closest.first_success,
-            zero_gradient=state.zero_gradient,
-        )
-
-    def doubts(self, state: _State) -> Array:
-        return state.probabilities
 
     def solve(self, key: Key, model: Any, x: Array, y: Array, *, record: bool) -> Record:
         whole = replace(self, steps=self.steps * self.searches, length=self._length)
