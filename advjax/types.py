@@ -198,9 +198,22 @@ class _Mixed:
     others: tuple[Any, ...] = static()
     treedef: Any = static()
 
-    def __call__(self, x: Array) -> Array:
+    @property
+    def whole(self) -> Any:
         leaves = [b if a is None else a for a, b in zip(self.arrays, self.others, strict=True)]
-        return jax.tree.unflatten(self.treedef, leaves)(x)
+        return jax.tree.unflatten(self.treedef, leaves)
+
+    @property
+    def stochastic(self) -> bool:
+        return is_stochastic(self.whole)
+
+    @property
+    def on_host(self) -> bool:
+        return runs_on_host(self.whole)
+
+    def __call__(self, x: Array, **options: Any) -> Array:
+        logits: Array = self.whole(x, **options)
+        return logits
 
 
 def as_model(model: Any) -> Any:

@@ -346,8 +346,6 @@ class TorchSide:
 
             attack = PEERS[ATTACKS[task["attack"]]][library]
             settings = {"eps": task["eps"]} if task["attack"] in FIXED else {}
-            if task["attack"] == "square":
-                settings |= {"max_iter": 1000} if library == "ART" else {"n_queries": 1000}
             return lambda: attack(model, x, self.y, settings).detach()
         if library == "Foolbox":
             import foolbox

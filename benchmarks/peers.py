@@ -160,12 +160,12 @@ PEERS: dict[str, dict[str, Peer]] = {
         "adv-lib": _adv_lib("auto_pgd", "apgd_targeted", norm=inf, n_iter=100, num_targets=9),
     },
     "square linf": {
-        "torchattacks": _torchattacks("Square", norm="Linf", n_queries=5000, resc_schedule=False),
-        "ART": _art("SquareAttack", norm=inf, max_iter=5000, batch_size=500),
+        "torchattacks": _torchattacks("Square", norm="Linf", n_queries=1000, resc_schedule=False),
+        "ART": _art("SquareAttack", norm=inf, max_iter=1000, batch_size=500),
     },
     "square l2": {
-        "torchattacks": _torchattacks("Square", norm="L2", n_queries=5000, resc_schedule=False),
-        "ART": _art("SquareAttack", norm=2, max_iter=5000, batch_size=500),
+        "torchattacks": _torchattacks("Square", norm="L2", n_queries=1000, resc_schedule=False),
+        "ART": _art("SquareAttack", norm=2, max_iter=1000, batch_size=500),
     },
     "fab linf": {
         "torchattacks": _torchattacks("FAB", norm="Linf", eps=1.0, steps=20),
@@ -192,6 +192,12 @@ PEERS: dict[str, dict[str, Peer]] = {
     "cw l2": {
         "Foolbox": _foolbox("L2CarliniWagnerAttack", steps=1000),
         "adv-lib": _adv_lib("carlini_wagner.l2", "carlini_wagner_l2", max_iterations=1000),
+    },
+    "cw l2 short": {
+        "Foolbox": _foolbox("L2CarliniWagnerAttack", steps=200, stepsize=0.05),
+        "adv-lib": _adv_lib(
+            "carlini_wagner.l2", "carlini_wagner_l2", max_iterations=200, learning_rate=0.05
+        ),
     },
     "cw linf": {
         "adv-lib": _adv_lib("carlini_wagner.linf", "carlini_wagner_linf", max_iterations=1000),

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from advjax.balls import Ball, check_finite, concrete
+from advjax.losses import dlr
 from advjax.types import Array, ArrayLike
 
 
@@ -63,6 +64,15 @@ def check_rank(attack: str, rank: ArrayLike | None, targeted: bool) -> None:
         raise ValueError(f"{attack}: given rank={known.tolist()}; integers >= 1 are taken")
     if rank is not None and targeted:
         raise ValueError(f"{attack}: given a rank and targeted=True; one of the two is taken")
+
+
+def check_loss(attack: str, loss: Any, targeted: bool) -> None:
+    """Raises ValueError for a loss whose gradient vanishes on the way to a target."""
+    if targeted and loss is dlr:
+        raise ValueError(
+            f"{attack}: given loss=dlr and targeted=True; it is constant where the target has the "
+            "third largest logit: cross_entropy or margin is taken (APGD's rank for targeted DLR)"
+        )
 
 
 def check_per_example(x: Array, **values: ArrayLike | None) -> None:

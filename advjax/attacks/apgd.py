@@ -7,7 +7,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from advjax.attacks._checks import check_ball, check_count, check_per_example, check_rank
+from advjax.attacks._checks import (
+    check_ball,
+    check_count,
+    check_loss,
+    check_per_example,
+    check_rank,
+)
 from advjax.attacks._iterate import Iterative, Judgement, Loop, LossFn, auto_loop, judge, outcome
 from advjax.attacks._rows import row, widen
 from advjax.attacks._sparse import changed, signs_of_largest
@@ -118,6 +124,7 @@ class APGD(Iterative):
         if self.shrink and not isinstance(self.ball, L1):
             raise ValueError(f"APGD: given shrink=True with {self.ball!r}; an L1 ball is taken")
         check_rank("APGD", self.rank, self.targeted)
+        check_loss("APGD", self.loss, self.targeted)
 
     def check_fits(self, x: Array) -> None:
         check_per_example(x, eps=self.ball.eps, rank=self.rank)

@@ -6,11 +6,18 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from advjax.attacks._checks import check_ball, check_count, check_number, check_per_example
+from advjax.attacks._checks import (
+    check_ball,
+    check_count,
+    check_loss,
+    check_number,
+    check_per_example,
+)
 from advjax.attacks._iterate import Iterative, Judgement, Loop, LossFn, auto_loop, judge, outcome
 from advjax.attacks._rows import row, spread, widen
-from advjax.balls import Ball
+from advjax.balls import L0, Ball
 from advjax.losses import cross_entropy
 from advjax.types import (
     Array,
@@ -55,7 +62,8 @@ class PGD(Iterative):
     Attributes:
       ball: the perturbations allowed.
       step_size: length of a step in the ball's norm, pixel units, scalar or ``[B]``; by default
-        ``2.5 * eps / steps``, which can cross the ball from anywhere (Madry et al., section 5).
+        ``2.5 * eps / steps``, which can cross the ball from anywhere (Madry et al., section 5). In
+        L0 it is how far one feature goes, by default ``2.5 / steps`` of the box.
       steps: number of steps, at least 0.
       random_start: start from a uniform draw of the ball instead of the image.
       start_in_box: cut that start to the image box. Fast adversarial training does not, it clips
@@ -85,8 +93,11 @@ class PGD(Iterative):
         check_ball("PGD", self.ball, finite=True)
         check_count("PGD", "steps", self.steps, 0)
         if self.step_size is None:
-            object.__setattr__(self, "step_size", 2.5 * self.ball.eps / max(self.steps, 1))
+            lower, upper = self.ball.bounds
+            across = np.max(upper - lower) if isinstance(self.ball, L0) else self.ball.eps
+            object.__setattr__(self, "step_size", 2.5 * across / max(self.steps, 1))
         check_number("PGD", "step_size", self.step_size, zero=True)
+        check_loss("PGD", self.loss, self.targeted)
 
     def check_fits(self, x: Array) -> None:
         check_per_example(x, eps=self.ball.eps, step_size=self.step_size)

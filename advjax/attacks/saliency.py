@@ -119,6 +119,13 @@ def best_pair(gain: Array, fall: Array, free: Array) -> tuple[Array, Array, Arra
     return at(ends, best[:, None] // features)[:, 0], best % features, found
 
 
+def best_two(gain: Array, free: Array) -> tuple[Array, Array, Array]:
+    """As ``best_pair`` where ``fall`` is ``gain``: the two free features that gain most."""
+    gain = jnp.pad(jnp.where(free, gain, -jnp.inf), ((0, 0), (0, 1)), constant_values=-jnp.inf)
+    most, which = jax.lax.top_k(gain, 2)
+    return which[:, 0], which[:, 1], jnp.sum(most, axis=1) > 0
+
+
 @pytree
 class JSMA(Attack):
     """The Jacobian saliency map attack (Papernot et al. 2016, section III, algorithms 2 and 3).
@@ -127,7 +134,8 @@ class JSMA(Attack):
     where alpha > 0 is the pair's effect on the target's output and beta < 0 that on the sum of all
     others; saturated features are left out. It ends when the target is reached, when the budget is
     spent, or when no pair is left. The Jacobian enters through two vector products alone, whatever
-    the number of classes. Untargeted, every other class is tried as the target, the likeliest
+    the number of classes, and through one where probabilities are derived: they add up to one, so
+    beta is exactly -alpha. Untargeted, every other class is tried as the target, the likeliest
     first, each time until the label is lost; the image with the fewest changed features is kept.
 
     Attributes:
@@ -297,35 +305,41 @@ class _Towards(Iterative):
             return jnp.stack([of_target, jnp.sum(shown, axis=1) - of_target]), draws
 
         shown, pull, draws = jax.vjp(outputs, state.x_adv, has_aux=True)
-        one = jnp.zeros_like(shown)
-        (gain,), (loss,) = pull(one.at[0].set(1)), pull(one.at[1].set(1))
         _, judged = judge(attack.loss, attack.targeted, lambda _: draws, state.x_adv, y, None)
-        gain, loss = (
-            jnp.where(jnp.isfinite(g), g, 0).reshape(x.shape[0], -1) for g in (gain, loss)
-        )
+
+        def slope(of: int) -> Array:
+            (grad,) = pull(jnp.zeros_like(shown).at[of].set(1))
+            return jnp.where(jnp.isfinite(grad), grad, 0).reshape(x.shape[0], -1)
+
         theta = jnp.asarray(attack.theta, x.dtype)
         theta = widen(jnp.broadcast_to(theta, y.shape), x)
         lower, upper = attack.ball.bounds
         room = jnp.where(theta > 0, upper - state.x_adv, state.x_adv - lower) > 0
         if attack.ball.mask is not None:
             room &= jnp.asarray(attack.ball.mask) != 0
-        sign = jnp.sign(theta).reshape(-1, 1)
-        p, q, found = best_pair(sign * gain, -sign * loss, room.reshape(gain.shape))
+        sign, free = jnp.sign(theta).reshape(-1, 1), room.reshape(x.shape[0], -1)
+        gain = sign * slope(0)
+        lost, passes = jnp.all(gain == 0, axis=1), 1
+        if attack.probabilities:
+            p, q, found = best_two(gain, free)
+        else:
+            fall = -sign * slope(1)
+            p, q, found = best_pair(gain, fall, free)
+            lost, passes = lost & jnp.all(fall == 0, axis=1), 2
         feature = jnp.arange(gain.shape[1])
         pair = (feature == p[:, None]) | (feature == q[:, None])
         move = live & found & ~judged.success
         changed = jnp.clip(state.x_adv + theta, lower, upper)
         pair = pair.reshape(x.shape) & widen(move, x)
         first = jnp.where(live & judged.success & (state.first_success < 0), i, state.first_success)
-        lost = jnp.all((gain == 0) & (loss == 0), axis=1)
         return replace(
             state,
             x_adv=jnp.where(pair, changed, state.x_adv),
             left=jnp.where(move, state.left - 1, 0),
             forwards=state.forwards + live,
-            backwards=state.backwards + 2 * live,
+            backwards=state.backwards + passes * live,
             first_success=first.astype(jnp.int32),
-            zero_gradient=state.zero_gradient + 2 * (live & lost),
+            zero_gradient=state.zero_gradient + passes * (live & lost),
             probabilities=state.probabilities & (judged.probabilities | ~live),
         )
 

@@ -294,6 +294,7 @@ def test_other_budgets_ranks_and_counts_of_steps_are_no_new_program(tiny, traces
         ({"ball": Linf(0.1), "rank": 1, "targeted": True}, "one of the two"),
         ({"ball": L2(0.1), "shrink": True}, "an L1 ball"),
         ({"ball": L2(0.1), "rho": 2}, "rho=2"),
+        ({"ball": L2(0.1), "loss": dlr, "targeted": True}, "loss=dlr and targeted=True"),
     ],
 )
 def test_what_it_cannot_take_it_refuses(fields, words):

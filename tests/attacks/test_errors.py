@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from advjax import EOT, FGSM, L2, PGD, Linf, Restarts, WorstOf, device_loop
+from advjax import EOT, FGSM, L0, L2, PGD, Linf, Restarts, WorstOf, device_loop, dlr
 
 ATTACK = FGSM(ball=Linf(0.1))
 
@@ -55,6 +55,7 @@ def test_bad_input_is_refused_in_one_line(tiny, changed, error, message):
         (lambda: PGD(ball=Linf(0.1), steps=-1), "given steps=-1; an integer >= 0"),
         (lambda: PGD(ball=Linf(0.1), steps=2.5), "given steps=2.5"),
         (lambda: PGD(ball=Linf(0.1), step_size=-1), "given step_size=-1"),
+        (lambda: PGD(ball=Linf(0.1), loss=dlr).aimed(), "given loss=dlr and targeted=True"),
         (lambda: PGD(ball=0.1), "given ball=.*; a ball"),
         (lambda: PGD(ball=L2()), "given L2\\(eps=inf.*; a finite eps"),
         (lambda: Restarts(attack=ATTACK, n=0), "given n=0"),
@@ -65,6 +66,12 @@ def test_bad_input_is_refused_in_one_line(tiny, changed, error, message):
 def test_bad_budgets_are_refused_when_they_are_made(make, message):
     with pytest.raises((ValueError, TypeError), match=message):
         make()
+
+
+def test_the_default_step_in_l0_is_a_way_through_the_box():
+    """An eps that counts features says nothing about how far one goes."""
+    assert PGD(ball=L0(7, lower=-1.0, upper=3.0), steps=20).step_size == 0.5
+    assert PGD(ball=Linf(0.4), steps=10).step_size == pytest.approx(0.1)
 
 
 def softmax_model(weights, x):

@@ -20,9 +20,12 @@ from advjax import (
     SimBA,
     Square,
     Transformed,
+    as_model,
     example_keys,
+    pytree,
     replace,
 )
+from advjax.types import is_stochastic
 
 QUERIES = 30
 ATTACKS = {
@@ -177,3 +180,29 @@ def test_restarts_around_and_inside(noisy, key):
 def test_eot_refuses(fields, message):
     with pytest.raises(ValueError, match=message):
         EOT(PGD(ball=Linf(0.1)), **fields)
+
+
+@pytree
+class NoisyLinear:
+    """A randomised model one of whose leaves is a function, as in Equinox modules."""
+
+    weights: jax.Array
+    activation: object
+
+    stochastic = True
+
+    def __call__(self, x, *, key):
+        noise = jax.vmap(lambda k: jax.random.normal(k, x.shape[1:]))(key)
+        return self.activation((x + noise).reshape(x.shape[0], -1) @ self.weights)
+
+
+def test_a_model_with_leaves_that_are_no_arrays_still_draws(tiny, key):
+    _, weights, x, y = tiny
+    mixed = as_model(NoisyLinear(weights, jnp.tanh))
+    assert is_stochastic(mixed)
+    keys = example_keys(key, 6)
+    np.testing.assert_allclose(
+        mixed(x, key=keys), NoisyLinear(weights, jnp.tanh)(x, key=keys), rtol=1e-6
+    )
+    attack = PGD(ball=L2(0.3), steps=2)
+    assert np.isfinite(attack(key, NoisyLinear(weights, jnp.tanh), x, y)).all()
