@@ -46,8 +46,8 @@ NETS: dict[str, tuple[dict[str, Any], tuple[int, int, int], int, float, float]] 
 # count there is in peers.py.
 ATTACKS: dict[str, str] = {
     "pgd": "pgd linf", "apgd-ce": "apgd-ce linf", "deepfool": "deepfool l2", "ddn": "ddn l2",
-    "fmn": "fmn l2", "cw": "cw l2", "jsma": "jsma l0", "square": "square linf",
-    "autoattack": "autoattack linf",
+    "fmn": "fmn l2", "cw": "cw l2", "cw-1x100": "cw l2 one search", "jsma": "jsma l0",
+    "square": "square linf", "autoattack": "autoattack linf",
 }  # fmt: skip
 FIXED = ("pgd", "apgd-ce", "square", "autoattack")  # the others look for the smallest distance
 PGD_CONTENDERS = (
@@ -268,6 +268,7 @@ class AdvjaxSide:
             "ddn": lambda: a.DDN(ball=L2()),
             "fmn": lambda: a.FMN(ball=L2()),
             "cw": lambda: a.CarliniWagner(ball=L2()),
+            "cw-1x100": lambda: a.CarliniWagner(ball=L2(), searches=1, steps=100),
             "jsma": lambda: a.JSMA(ball=L0(), probabilities=True),
             "square": lambda: a.Square(ball=ball, steps=1000),
             "autoattack": lambda: a.AutoAttack(ball=ball),

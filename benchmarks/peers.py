@@ -159,13 +159,12 @@ PEERS: dict[str, dict[str, Peer]] = {
         "torchattacks": _torchattacks("APGDT", norm="Linf", steps=100),
         "adv-lib": _adv_lib("auto_pgd", "apgd_targeted", norm=inf, n_iter=100, num_targets=9),
     },
+    # ART's takes three times as long and found the same on 60 images.
     "square linf": {
         "torchattacks": _torchattacks("Square", norm="Linf", n_queries=1000, resc_schedule=False),
-        "ART": _art("SquareAttack", norm=inf, max_iter=1000, batch_size=500),
     },
     "square l2": {
         "torchattacks": _torchattacks("Square", norm="L2", n_queries=1000, resc_schedule=False),
-        "ART": _art("SquareAttack", norm=2, max_iter=1000, batch_size=500),
     },
     "fab linf": {
         "torchattacks": _torchattacks("FAB", norm="Linf", eps=1.0, steps=20),
@@ -194,16 +193,34 @@ PEERS: dict[str, dict[str, Peer]] = {
         "adv-lib": _adv_lib("carlini_wagner.l2", "carlini_wagner_l2", max_iterations=1000),
     },
     "cw l2 short": {
-        "Foolbox": _foolbox("L2CarliniWagnerAttack", steps=200, stepsize=0.05),
+        "Foolbox": _foolbox(
+            "L2CarliniWagnerAttack", binary_search_steps=5, steps=100, stepsize=0.1
+        ),
         "adv-lib": _adv_lib(
-            "carlini_wagner.l2", "carlini_wagner_l2", max_iterations=200, learning_rate=0.05
+            "carlini_wagner.l2",
+            "carlini_wagner_l2",
+            binary_search_steps=5,
+            max_iterations=100,
+            learning_rate=0.1,
+        ),
+    },
+    "cw l2 one search": {
+        "Foolbox": _foolbox("L2CarliniWagnerAttack", binary_search_steps=1, steps=100),
+        "adv-lib": _adv_lib(
+            "carlini_wagner.l2", "carlini_wagner_l2", binary_search_steps=1, max_iterations=100
         ),
     },
     "cw linf": {
         "adv-lib": _adv_lib("carlini_wagner.linf", "carlini_wagner_linf", max_iterations=1000),
     },
     "ead l1": {
-        "Foolbox": _foolbox("EADAttack", steps=100, regularization=1e-3, decision_rule="L1"),
+        "Foolbox": _foolbox(
+            "EADAttack",
+            binary_search_steps=5,
+            steps=50,
+            regularization=1e-3,
+            decision_rule="L1",
+        ),
     },
     "ddn l2": {
         "Foolbox": _foolbox("DDNAttack", steps=100),
@@ -227,6 +244,7 @@ PEERS: dict[str, dict[str, Peer]] = {
     },
     "sigma-zero l0": {"adv-lib": _adv_lib("sigma_zero", "sigma_zero", num_steps=100)},
     "hopskipjump l2": {"Foolbox": _foolbox("HopSkipJumpAttack", steps=20)},
-    "jsma l0": {"ART": _art_jsma, "torchattacks": _torchattacks("JSMA", theta=1.0, gamma=0.145)},
+    # torchattacks' takes 6 s an image; on 100 images it reached all of them with a median of 36.
+    "jsma l0": {"ART": _art_jsma},
     "autoattack linf": {"torchattacks": _torchattacks_autoattack},
 }

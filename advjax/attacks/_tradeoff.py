@@ -56,14 +56,14 @@ def into_tanh(x: Array, ball: Ball) -> Array:
     """The variable w with ``x = lower + (upper - lower) * (tanh(w) + 1) / 2``, kept finite.
 
     A pixel on a bound must still be able to leave it. The authors' code puts all of them 5e-7 of
-    the range inside; here each has its own distance, up to 5e-6: they leave sooner, and a window of
-    equal pixels does not lead the gradient of a max-pool to its first one alone.
+    the range inside; here each has its own distance, 1e-5 to 1e-4: they leave sooner, and a window
+    of equal pixels does not lead the gradient of a max-pool to its first one alone.
     """
     lower, upper = ball.bounds
     unit = 2 * (jnp.clip(x, lower, upper) - lower) / (upper - lower) - 1
     place = np.arange(np.prod(x.shape[1:]), dtype=np.float64).reshape(x.shape[1:])
-    own = 1e-6 + 9e-6 * (place * _GOLDEN % 1)  # spread evenly, neighbours far apart
-    return jnp.arctanh(np.float32(1 - own) * unit)
+    own = 1e-5 + 9e-5 * (place * _GOLDEN % 1)  # spread evenly, neighbours far apart
+    return jnp.arctanh(np.float32(1 - 2 * own) * unit)
 
 
 def out_of_tanh(w: Array, x: Array, ball: Ball) -> tuple[Array, Array]:

@@ -62,7 +62,7 @@ class CarliniWagner(KeepsClosest):
       ball: an ``L2`` ball, by default without a limit; with a finite ``eps`` an image farther away
         is pulled back to it.
       steps: most iterations of one search, at least 1 (the paper: 10,000). A pixel on a bound of
-        the box takes about 700 to come away from it at the default step.
+        the box takes about 300 to come away from it at the default step.
       searches: number of searches, at least 1; that many times ``steps`` iterations at most.
       step_size: Adam's step, in tanh space; positive.
       c: the first search's constant, positive, scalar or ``[B]``.

@@ -108,16 +108,19 @@ ROWS: dict[str, Row] = {
         images=100,
     ),
     "cw l2 short": _least(
-        lambda: a.CarliniWagner(ball=L2(), steps=200, step_size=0.05),
+        lambda: a.CarliniWagner(ball=L2(), searches=5, steps=100, step_size=0.1),
         "cln",
         L2(),
-        "9 searches of 200 steps of .05",
+        "5 searches of 100 steps of .1",
     ),
     "cw linf": _least(
         lambda: a.CarliniWagnerLinf(ball=Linf()), "cln", Linf(), "up to 10,000 steps"
     ),
     "ead l1": _least(
-        lambda: a.EAD(ball=L1(), steps=100), "cln", L1(), "9 searches of 100 steps, beta .001"
+        lambda: a.EAD(ball=L1(), searches=5, steps=50),
+        "cln",
+        L1(),
+        "5 searches of 50 steps, beta .001",
     ),
     "ddn l2": _least(lambda: a.DDN(ball=L2()), "cln", L2(), "100 steps"),
     "fmn linf": _least(lambda: a.FMN(ball=Linf()), "cln", Linf(), "100 steps"),
@@ -131,7 +134,6 @@ ROWS: dict[str, Row] = {
         L2(),
         "20 iterations, some 8,000 queries",
     ),
-    # One image at a time, 6 s for each on a core.
     "jsma l0": Row(
         lambda: a.Targeted(a.JSMA(ball=L0(), probabilities=True)),  # as published
         "cln",
@@ -139,7 +141,6 @@ ROWS: dict[str, Row] = {
         {},
         "14.5 % of the pixels by 1, towards the next class",
         next_class=True,
-        images=100,
     ),
     # The same on the other network; " adv" at the end of a name is not part of the peers'.
     "ddn l2 adv": _least(
