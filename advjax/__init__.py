@@ -148,6 +148,7 @@ if TYPE_CHECKING:
         load_classifier,
         nearest_neighbours,
         neighbours_from_edges,
+        retrain,
     )
     from advjax.types import (
         Apply,
@@ -321,6 +322,7 @@ _LAZY = {
         "load_classifier",
         "nearest_neighbours",
         "neighbours_from_edges",
+        "retrain",
     ),
 }
 _HOME = {name: module for module, names in _LAZY.items() for name in names}
@@ -468,6 +470,7 @@ __all__ = [
     "pytree",
     "random_target",
     "replace",
+    "retrain",
     "reverse_gradient",
     "robustness_curve",
     "roc",

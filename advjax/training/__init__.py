@@ -29,6 +29,7 @@ from advjax.training.objectives import (
     smoothed_cross_entropy,
 )
 from advjax.training.outcome import DivergedError, Event, Result, Snapshot
+from advjax.training.retraining import Retrained, Round, retrain
 from advjax.training.runfolder import RunError, read_config, read_rows
 from advjax.training.signals import Stopped
 from advjax.training.spec import Training
@@ -56,6 +57,8 @@ __all__ = [
     "Madry",
     "MultiTask",
     "Result",
+    "Retrained",
+    "Round",
     "RunError",
     "Snapshot",
     "Standard",
@@ -72,5 +75,6 @@ __all__ = [
     "neighbours_from_edges",
     "read_config",
     "read_rows",
+    "retrain",
     "smoothed_cross_entropy",
 ]

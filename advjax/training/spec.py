@@ -309,7 +309,7 @@ class Training:
             "input_shape": list(self.train.x.shape[1:]),
             "classes": list(self.train.classes),
             "params": "drawn from the seed" if self.params is None else _crc(self.params),
-            "objective": _describe(self.objective),
+            "objective": describe_settings(self.objective),
             "optimizer": _fingerprint(self.optimizer, self.params_shape()),
             "train": _describe_data(self.train),
             "test": _describe_data(self.test),
@@ -319,15 +319,15 @@ class Training:
             "neighbours": None if self.neighbours is None else _crc(self.neighbours),
             "steps": self.total_steps,
             "batch_size": self.batch_size,
-            "augment": _describe(self.augment),
+            "augment": describe_settings(self.augment),
             "seed": self.seed,
             "ema_decay": self.ema_decay,
             "swa_start": self.swa_start,
             "evaluate_every": self._every,
             "evaluate_examples": self.evaluate_examples,
-            "attacks": {name: _describe(attack) for name, attack in self.attacks.items()},
+            "attacks": {name: describe_settings(attack) for name, attack in self.attacks.items()},
             "patience": self.patience,
-            "watch": _describe(self.watch),
+            "watch": describe_settings(self.watch),
             "watch_drop": None if self.watch is None else self.watch_drop,
         }
 
@@ -375,18 +375,20 @@ def _show(value: Any) -> str:
     return re.sub(r" at 0x[0-9a-f]+", "", " ".join(text.split()))
 
 
-def _describe(value: Any) -> Any:
+def describe_settings(value: Any) -> Any:
     """A pytree of settings as nested JSON, so that two can be compared field by field."""
     if isinstance(value, nn.Module):
         return describe_network(value)
     if isinstance(value, Mapping):
         weights = all(isinstance(v, (np.ndarray, jax.Array)) for v in jax.tree.leaves(value))
-        return _crc(value) if weights else {str(n): _describe(v) for n, v in value.items()}
+        return _crc(value) if weights else {str(n): describe_settings(v) for n, v in value.items()}
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = {f.name: _describe(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        fields = {
+            f.name: describe_settings(getattr(value, f.name)) for f in dataclasses.fields(value)
+        }
         return {"is": type(value).__name__, **fields}
     if isinstance(value, (list, tuple)):
-        return [_describe(v) for v in value]
+        return [describe_settings(v) for v in value]
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     if isinstance(value, (np.ndarray, np.generic, jax.Array)) and np.size(value) <= 16:
