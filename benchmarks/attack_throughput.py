@@ -268,7 +268,9 @@ class AdvjaxSide:
             "ddn": lambda: a.DDN(ball=L2()),
             "fmn": lambda: a.FMN(ball=L2()),
             "cw": lambda: a.CarliniWagner(ball=L2()),
-            "cw-1x100": lambda: a.CarliniWagner(ball=L2(), searches=1, steps=100),
+            "cw-1x100": lambda: a.CarliniWagner(
+                ball=L2(), searches=1, steps=100, abort_early=False
+            ),
             "jsma": lambda: a.JSMA(ball=L0(), probabilities=True),
             "square": lambda: a.Square(ball=ball, steps=1000),
             "autoattack": lambda: a.AutoAttack(ball=ball),

@@ -205,9 +205,15 @@ PEERS: dict[str, dict[str, Peer]] = {
         ),
     },
     "cw l2 one search": {
-        "Foolbox": _foolbox("L2CarliniWagnerAttack", binary_search_steps=1, steps=100),
+        "Foolbox": _foolbox(
+            "L2CarliniWagnerAttack", binary_search_steps=1, steps=100, abort_early=False
+        ),
         "adv-lib": _adv_lib(
-            "carlini_wagner.l2", "carlini_wagner_l2", binary_search_steps=1, max_iterations=100
+            "carlini_wagner.l2",
+            "carlini_wagner_l2",
+            binary_search_steps=1,
+            max_iterations=100,
+            abort_early=False,
         ),
     },
     "cw linf": {
