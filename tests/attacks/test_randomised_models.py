@@ -198,11 +198,8 @@ class NoisyLinear:
 
 def test_a_model_with_leaves_that_are_no_arrays_still_draws(tiny, key):
     _, weights, x, y = tiny
-    mixed = as_model(NoisyLinear(weights, jnp.tanh))
+    noisy = NoisyLinear(weights=weights, activation=jnp.tanh)
+    mixed, keys = as_model(noisy), example_keys(key, 6)
     assert is_stochastic(mixed)
-    keys = example_keys(key, 6)
-    np.testing.assert_allclose(
-        mixed(x, key=keys), NoisyLinear(weights, jnp.tanh)(x, key=keys), rtol=1e-6
-    )
-    attack = PGD(ball=L2(0.3), steps=2)
-    assert np.isfinite(attack(key, NoisyLinear(weights, jnp.tanh), x, y)).all()
+    np.testing.assert_allclose(mixed(x, key=keys), noisy(x, key=keys), rtol=1e-6)
+    assert np.isfinite(PGD(ball=L2(0.3), steps=2)(key, noisy, x, y)).all()
