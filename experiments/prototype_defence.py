@@ -11,13 +11,31 @@ random rounding: Zhang, Liang, AISTATS 2019). How it is judged: Athalye et al., 
 
     advjax train experiments/prototype_defence.py --data-dir tensorflow_datasets
 
-Hardware and time: 2 CPU cores; not yet measured.
+Hardware and time: 2 CPU cores, about 3 minutes for two seeds (350 s of CPU time).
 
 Expected: under PGD, with or without EOT, accuracy stays near the clean one and all three signs of
 masked gradients show; under BPDA with EOT most of that is gone. The worst case is to be compared
 with the network inside without the grid, not with zero.
 
-Measured: not yet.
+Measured, seeds 0 and 1, on 100 Fashion-MNIST test images each (intervals up to 10 points wide on
+either side):
+
+    accuracy %                             plain          inside        defended
+    clean                            80.0   80.0     79.0   80.0     79.0   80.0
+    PGD-40                           13.0   10.0     14.0   16.0     78.0   78.0
+    PGD-40 at eps 1                                                  50.0   50.0
+    PGD-40, EOT                                                      79.0   77.0
+    AutoAttack standard                                              70.0   73.0
+    transfer                                                         28.0   33.0
+    Square, EOT                                                      68.0   64.0
+    PGD-40, BPDA                                                     27.0   31.0
+    PGD-40, BPDA + EOT                                               27.0   27.0
+    AutoAttack rand, BPDA + EOT                                      26.0   31.0
+    worst case                       13.0    9.0     14.0   16.0     19.0   19.0
+    APGD                             13.0    9.0     14.0   17.0
+
+All three signs showed with both seeds. What is left in the worst case, 19, is 5 and 3 points more
+than the network inside has without the grid: within the intervals, nothing.
 """
 
 from __future__ import annotations

@@ -36,7 +36,8 @@ def test_the_pages_code_is_the_files():
 
 def figures(text):
     """The measured lines, ``name  numbers``."""
-    return re.findall(r"^ *(?:clean|worst case|PGD|Auto|transfer|Square).*\d$", text, re.MULTILINE)
+    lines = r"^ *((?:clean|worst case|PGD|Auto|transfer|Square|APGD).*\d)$"
+    return re.findall(lines, text, re.MULTILINE)
 
 
 def test_the_defence_has_two_gradients_and_one_answer():
