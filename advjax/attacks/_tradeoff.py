@@ -24,6 +24,7 @@ from advjax.types import (
 
 _GOLDEN = (5**0.5 - 1) / 2
 _LARGEST = 1e10  # of c; beyond it, bisecting or not, the distance counts for nothing
+_LEAST_LOOK = 20  # iterations: an objective that oscillates may not have fallen after ten
 
 
 def over_features(x: Array) -> tuple[int, ...]:
@@ -120,9 +121,9 @@ class Adam:
 class Progress:
     """Whether a minimisation still gets anywhere; all ``[B]``.
 
-    Looked at every tenth of its length: it is over where the lowest objective has not fallen by
-    0.01 % since the last look. The authors' code compares single iterates instead, which
-    oscillate, and sums over the batch.
+    Looked at every tenth of its length, but 20 iterations at least: it is over where the lowest
+    objective has not fallen by 0.01 % since the last look. The authors' code compares single
+    iterates instead, which oscillate, and sums over the batch.
     """
 
     taken: Array
@@ -148,7 +149,7 @@ class Progress:
         length = jnp.asarray(length).astype(jnp.int32)
         taken = self.taken + 1
         lowest = jnp.where(objective < self.lowest, objective, self.lowest)
-        look = taken % jnp.maximum(length // 10, 1) == 0
+        look = taken % jnp.maximum(length // 10, _LEAST_LOOK) == 0
         stuck = look & (lowest > 0.9999 * self.seen) & ~jnp.asarray(wait)
         over = (taken >= length) | stuck if early else taken >= length
         new = Progress(taken=taken, lowest=lowest, seen=jnp.where(look, lowest, self.seen))
