@@ -56,6 +56,10 @@ class Transferred(Attack):
     The model is asked once per example, for the judgement, and needs no gradient. Of
     ``forwards`` and ``backwards`` all but that one forward pass are the source's.
 
+    Attacks that stop once they succeed, such as ``APGD(until_success=True)``, stop when they fool
+    the source, at an image that may just do so; with ``until_success=False`` they go on to one that
+    transfers better.
+
     Attributes:
       attack: any attack but ``Targeted(..., choose=...)``, which goes around this one.
       source: the model to craft on, with the classes of the one to fool: ``Substitute.model``, or

@@ -2,6 +2,7 @@
 
 from advjax.defences.detectors import (
     FeatureSqueezing,
+    KernelDensity,
     Mahalanobis,
     Roc,
     WithDetector,
@@ -17,6 +18,7 @@ from advjax.defences.transforms import (
     JPEG,
     BitDepth,
     MedianFilter,
+    PixelDropout,
     Preprocessed,
     TotalVariation,
 )
@@ -28,9 +30,11 @@ __all__ = [
     "FeatureSqueezing",
     "JPEG",
     "JumpReLU",
+    "KernelDensity",
     "Mahalanobis",
     "MedianFilter",
     "NoisyConvolutions",
+    "PixelDropout",
     "Preprocessed",
     "RandomSelfEnsemble",
     "Roc",

@@ -6,6 +6,7 @@ A detector is a callable pytree, ``detector(x) -> scores [B]``, larger for what 
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -91,15 +92,9 @@ class Mahalanobis:
           ValueError: if a class has no image.
         """
         features, y = as_model(features), np.asarray(y)
-        run = jax.jit(lambda features, x: features(x))
-        starts = range(0, len(x), batch_size)
-        parts = [run(features, jnp.asarray(x[i : i + batch_size])) for i in starts]
-        found = np.concatenate([np.asarray(part, np.float64) for part in parts])
-        counts = np.bincount(y)
-        if not counts.all():
-            missing = np.flatnonzero(counts == 0).tolist()
-            raise ValueError(f"Mahalanobis: given no image of {missing}; all classes are taken")
-        means = np.stack([found[y == k].mean(0) for k in range(len(counts))])
+        classes = _check_classes("Mahalanobis", y)
+        found = _in_batches(features, x, batch_size).astype(np.float64)
+        means = np.stack([found[y == k].mean(0) for k in range(classes)])
         centred = found - means[y]
         covariance = centred.T @ centred / len(found)
         size = np.trace(covariance) / len(covariance)
@@ -111,6 +106,95 @@ class Mahalanobis:
         """``[B]`` scores, >= 0."""
         offsets = (self.features(x)[:, None] - self.means) @ self.whitening
         return jnp.min(jnp.sum(offsets**2, axis=-1), axis=-1)
+
+
+@pytree
+class KernelDensity:
+    """Minus the log density of an image's features among those of its class (Feinman et al. 2017,
+    arXiv 1703.00410, section 3.1): the class that the model predicts, of whose training images each
+    has a Gaussian kernel.
+
+    Made by ``KernelDensity.fit``. A score compares the image to all N training images.
+
+    Attributes:
+      model: ``model(x) -> logits [B, K]``, which tells the class.
+      features: ``x -> [B, D]``; the paper's are the model's last hidden layer.
+      points: ``[N, D]``, of training images.
+      labels: ``[N]`` their classes, each of which occurs.
+      bandwidth: standard deviation of the kernel, > 0; the paper's are 1.2 on MNIST, .26 on
+        CIFAR-10 and 1 on SVHN, each for its network's features.
+    """
+
+    model: Any = dataclasses.field(kw_only=False)
+    features: Any = dataclasses.field(kw_only=False)
+    points: ArrayLike
+    labels: ArrayLike
+    bandwidth: ArrayLike = 1.2
+
+    def check(self) -> None:
+        object.__setattr__(self, "model", as_model(self.model))
+        object.__setattr__(self, "features", as_model(self.features))
+        check_number("KernelDensity", "bandwidth", self.bandwidth)
+
+    @classmethod
+    def fit(
+        cls,
+        model: Any,
+        features: Any,
+        x: Any,
+        y: Any,
+        *,
+        bandwidth: ArrayLike = 1.2,
+        batch_size: int = 512,
+    ) -> KernelDensity:
+        """The features of clean training images, by class.
+
+        Args:
+          model: ``model(x) -> logits [B, K]``.
+          features: ``x -> [B, D]``.
+          x: ``[N, ...]`` float images.
+          y: ``[N]`` labels 0 to K - 1, each of which occurs.
+          bandwidth: see the class.
+          batch_size: how many images at once.
+
+        Raises:
+          ValueError: if a class has no image.
+        """
+        model, features, y = as_model(model), as_model(features), np.asarray(y)
+        _check_classes("KernelDensity", y, jax.eval_shape(model, x[:1]).shape[-1])
+        points = _in_batches(features, x, batch_size)
+        return cls(model, features, points=points, labels=y, bandwidth=bandwidth)
+
+    def __call__(self, x: Array) -> Array:
+        """``[B]`` scores, in nats."""
+        own = jnp.argmax(self.model(x), axis=-1)[:, None] == jnp.asarray(self.labels)
+        points = jnp.asarray(self.points)
+        centre = jnp.mean(points, axis=0)  # which no distance changes, but their rounding
+        found, points = self.features(x) - centre, points - centre
+        products = jnp.matmul(found, points.T, precision=jax.lax.Precision.HIGHEST)
+        lengths = jnp.sum(found**2, axis=-1)[:, None] + jnp.sum(points**2, axis=-1)
+        squares = jnp.maximum(lengths - 2 * products, 0)
+        width = jnp.asarray(self.bandwidth)
+        kernels = jnp.where(own, -squares / (2 * width**2), -jnp.inf)
+        mean = jax.nn.logsumexp(kernels, axis=-1) - jnp.log(jnp.sum(own, axis=-1))
+        return points.shape[-1] * (jnp.log(width) + math.log(2 * math.pi) / 2) - mean
+
+
+def _in_batches(features: Any, x: Any, batch_size: int) -> np.ndarray:
+    """``[N, D]`` features of N images, so many at once."""
+    run = jax.jit(lambda features, x: features(x))
+    starts = range(0, len(x), batch_size)
+    parts = [run(features, jnp.asarray(x[i : i + batch_size])) for i in starts]
+    return np.concatenate([np.asarray(part, np.float32) for part in parts])
+
+
+def _check_classes(name: str, y: np.ndarray, classes: int = 0) -> int:
+    """How many classes there are, by the labels or as given; raises where one has no image."""
+    counts = np.bincount(y, minlength=classes)
+    if not counts.all():
+        missing = np.flatnonzero(counts == 0).tolist()
+        raise ValueError(f"{name}: given no image of {missing}; all classes are taken")
+    return len(counts)
 
 
 @pytree

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from advjax.models import layers
-from advjax.models.layers import Network, flatten
+from advjax.models.layers import Network, flatten, relu
 from advjax.models.pooling import max_pool
 
 
@@ -87,7 +87,7 @@ class Heads(Network):
             raise ValueError(f"heads: given {', '.join(unknown)}; taken are {', '.join(heads)}")
         x = self.prepare(x)
         for filters in self.filters:
-            x = nn.relu(layers.conv(x, filters, 5, init=self.initialiser, dtype=self.dtype))
+            x = relu(layers.conv(x, filters, 5, init=self.initialiser, dtype=self.dtype))
             x = max_pool(x)
         x = flatten(x)
         needed = train or self.is_initializing()
@@ -103,5 +103,5 @@ class Heads(Network):
             x = ReverseGradient(name=f"{name}_reverse")(x)
         for i, width in enumerate(widths[:-1]):
             layer = f"{name}_{i}"
-            x = nn.relu(layers.dense(x, width, init=self.initialiser, dtype=self.dtype, name=layer))
+            x = relu(layers.dense(x, width, init=self.initialiser, dtype=self.dtype, name=layer))
         return layers.logits(x, widths[-1], init=self.initialiser, name=f"{name}_out")

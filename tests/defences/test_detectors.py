@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 from sklearn.covariance import EmpiricalCovariance
 from sklearn.metrics import roc_auc_score, roc_curve
+from sklearn.neighbors import KernelDensity as ScikitLearns
 
 from advjax.attacks import PGD, Targeted
 from advjax.balls import L2
 from advjax.defences.detectors import (
     FeatureSqueezing,
+    KernelDensity,
     Mahalanobis,
     WithDetector,
     roc,
@@ -18,6 +20,7 @@ from advjax.defences.detectors import (
     undetected_target,
 )
 from advjax.defences.transforms import BitDepth, MedianFilter
+from advjax.types import replace
 
 RNG = np.random.default_rng(0)
 Y = np.arange(60) % 3
@@ -84,6 +87,42 @@ def test_mahalanobis_is_the_nearest_of_scikit_learns_distances():
         Mahalanobis.fit(PIXELS, X[:3], [0, 2, 2])
 
 
+def test_kernel_density_is_scikit_learns_of_the_predicted_class():
+    seen = RNG.random((8, 2, 3, 1)).astype(np.float32)
+    predicted = np.asarray(jnp.argmax(MODEL(seen), -1))
+    assert len(set(predicted)) > 1
+    offset = lambda x: PIXELS(x) + 30  # lengths that float32 subtracts badly
+    flat = np.asarray(X, np.float64).reshape(60, -1)
+    for width in (0.05, 1.2):
+        each = [ScikitLearns(bandwidth=width).fit(flat[k == Y]) for k in range(3)]
+        far = [each[k].score(v.reshape(1, -1)) for k, v in zip(predicted, seen, strict=True)]
+        detector = KernelDensity.fit(MODEL, PIXELS, X, Y, bandwidth=width, batch_size=25)
+        found = jax.jit(lambda detector: detector(seen))(detector)
+        np.testing.assert_allclose(found, -np.asarray(far), rtol=1e-4, atol=1e-4)
+        moved = KernelDensity.fit(MODEL, offset, X, Y, bandwidth=width)(seen)
+        np.testing.assert_allclose(moved, found, rtol=1e-2)
+        slope = jax.grad(lambda x, d=detector: d(x).sum())(jnp.asarray(seen))
+        assert jnp.isfinite(slope).all() and (slope != 0).any()
+    with pytest.raises(ValueError, match=r"KernelDensity: given no image of \[2\]; all classes"):
+        KernelDensity.fit(MODEL, PIXELS, X[:3], [0, 1, 1])
+    with pytest.raises(ValueError, match=r"KernelDensity: given bandwidth=0.0; numbers > 0"):
+        KernelDensity.fit(MODEL, PIXELS, X, Y, bandwidth=0)
+
+
+def test_the_bandwidth_sweeps_in_one_trace():
+    traces, fitted = [], KernelDensity.fit(MODEL, PIXELS, X, Y)
+
+    def scores(width):
+        traces.append(None)
+        return replace(fitted, bandwidth=width)(X[:4])
+
+    sweep = jax.jit(jax.vmap(scores))
+    found = sweep(jnp.asarray([0.1, 1.2]))
+    sweep(jnp.asarray([0.2, 0.3]))
+    assert len(traces) == 1
+    np.testing.assert_allclose(found[1], fitted(X[:4]), rtol=1e-5)
+
+
 def test_the_further_class_wins_exactly_where_the_detector_raises_an_alarm():
     detector = Mahalanobis.fit(PIXELS, X, Y)
     scores, logits = detector(X), MODEL(X) - 100  # the largest logit may be negative
@@ -101,8 +140,14 @@ def test_the_further_class_wins_exactly_where_the_detector_raises_an_alarm():
     np.testing.assert_array_equal(target, others.argmax(-1))
 
 
-def test_an_attack_that_does_not_know_the_detector_is_caught_and_one_that_does_is_not(key):
-    detector = Mahalanobis.fit(PIXELS, X, Y)
+@pytest.mark.parametrize("kind, scale", [(Mahalanobis, 0.02), (KernelDensity, 0.1)])
+def test_an_attack_that_does_not_know_the_detector_is_caught_and_one_that_does_is_not(
+    key, kind, scale
+):
+    if kind is Mahalanobis:
+        detector = Mahalanobis.fit(PIXELS, X, Y)
+    else:
+        detector = KernelDensity.fit(MODEL, PIXELS, X, Y, bandwidth=0.1)
     threshold = threshold_at(detector(X), 0.05)
     x, y = X[:12], jnp.asarray(Y[:12])
     attack = PGD(ball=L2(1.0), step_size=0.1, steps=30)
@@ -110,7 +155,7 @@ def test_an_attack_that_does_not_know_the_detector_is_caught_and_one_that_does_i
     caught = detector(naive.x_adv) > threshold
     assert naive.success.all() and caught.all()
     assert roc(detector(X), detector(naive.x_adv)).auc > 0.99
-    joint = WithDetector(MODEL, detector, threshold, scale=0.02)
+    joint = WithDetector(MODEL, detector, threshold, scale=scale)
     knowing = Targeted(attack, choose=undetected_target).run(key, joint, x, y)
     assert knowing.success.mean() > 0.9
     found = knowing.x_adv[knowing.success]

@@ -7,12 +7,20 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
-from scipy import ndimage
+from scipy import ndimage, optimize
 
-from advjax.attacks import PGD
+from advjax.attacks import EOT, PGD
 from advjax.balls import Linf
 from advjax.defences.smoothing import Smoothed
-from advjax.defences.transforms import JPEG, BitDepth, MedianFilter, Preprocessed, TotalVariation
+from advjax.defences.transforms import (
+    JPEG,
+    BitDepth,
+    MedianFilter,
+    PixelDropout,
+    Preprocessed,
+    TotalVariation,
+)
+from advjax.models import Transformed
 from advjax.types import example_keys, is_stochastic, runs_on_host
 
 X = jnp.asarray(np.random.default_rng(0).random((2, 6, 5, 3)), jnp.float32)
@@ -60,6 +68,65 @@ def test_total_variation_is_a_minimum_and_keeps_the_mean():
     # Smoother than its input by far, and with a gradient.
     slope = jax.jit(jax.grad(lambda x: (TotalVariation(0.05, steps=3)(x) ** 2).sum()))(X)
     assert jnp.isfinite(slope).all() and (slope != 0).any()
+
+
+def test_pixel_dropout_is_the_minimum_on_the_pixels_that_are_kept():
+    """Against scipy's on a smoothed total variation."""
+    image, weight = np.float64(X[0]), 0.05
+    kept = np.asarray(jax.random.bernoulli(jax.random.key(5), 0.6, image.shape))
+
+    def cost(z, smooth=0.0):
+        z = z.reshape(image.shape)
+        edges = np.zeros((2, *image.shape))
+        edges[0, :-1], edges[1, :, :-1] = np.diff(z, axis=0), np.diff(z, axis=1)
+        lengths = np.sqrt((edges**2).sum(0) + smooth)
+        return (kept * (z - image) ** 2).sum() / 2 + weight * lengths.sum()
+
+    found = jax.jit(PixelDropout(0.6, weight, steps=1000))(jax.random.key(5), X[0])
+    start = np.asarray(found).ravel() + 0.05 * np.random.default_rng(0).normal(size=image.size)
+    best = optimize.minimize(lambda z: cost(z, 1e-8), start, options={"maxiter": 3000})
+    assert cost(np.float64(found)) < best.fun < cost(image.ravel()) - 0.1
+    # A default run is near it, and without holes it is the plain minimisation.
+    assert cost(np.float64(PixelDropout(0.6, weight)(jax.random.key(5), X[0]))) < 1.01 * best.fun
+    whole = PixelDropout(1, weight, steps=500)(jax.random.key(0), X[1])
+    np.testing.assert_allclose(whole, TotalVariation(weight, steps=500)(X[1:])[0], atol=1e-4)
+
+
+def test_a_dropped_pixel_has_no_part_in_the_answer():
+    key, transform = jax.random.key(5), PixelDropout(0.5, steps=5)
+    kept = jax.random.bernoulli(key, 0.5, X[0].shape)
+    run = jax.jit(transform)
+    np.testing.assert_array_equal(run(key, X[0]), run(key, jnp.where(kept, X[0], 0.9)))
+    slope = jax.jit(jax.grad(lambda x: (transform(key, x) ** 2).sum()))(X[0])
+    np.testing.assert_array_equal(slope != 0, kept)
+    empty = PixelDropout(0.0)(key, X[0])
+    np.testing.assert_array_equal(empty, jnp.zeros_like(empty))
+
+
+def test_pixel_dropout_draws_for_each_image_and_eot_goes_through_it(key):
+    linear = lambda x: jnp.stack([4 * x.mean((1, 2, 3)), 0 * x[:, 0, 0, 0] + 2], -1)
+    model, x = Transformed(linear, PixelDropout(steps=10)), jnp.stack([X[0]] * 3)
+    assert is_stochastic(model)
+    keys = example_keys(key, 3)
+    logits = jax.jit(lambda model, keys: model(x, key=keys))
+    found = logits(model, keys)
+    assert len(set(found[:, 0].tolist())) == 3
+    np.testing.assert_allclose(logits(model, keys[::-1]), found[::-1], rtol=1e-5)
+    traces = []
+
+    def swept(keep, weight):
+        traces.append(None)
+        return Transformed(linear, PixelDropout(keep, weight, steps=10))(x, key=keys)
+
+    sweep = jax.jit(jax.vmap(swept))
+    default = sweep(jnp.asarray([0.9, 0.5]), jnp.asarray([0.1, 0.03]))[1]
+    sweep(jnp.asarray([0.1, 0.2]), jnp.asarray([0.2, 0.3]))
+    assert len(traces) == 1
+    np.testing.assert_allclose(default, found, rtol=1e-5)
+    y = jnp.ones(3, int)
+    attack = EOT(PGD(ball=Linf(eps=0.2), steps=3, random_start=False), samples=2)
+    out = attack.run(key, model, jnp.full_like(x, 0.4), y)
+    assert out.success.all() and (out.zero_gradient == 0).all()
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -123,3 +190,7 @@ def test_what_cannot_work_is_refused():
         MedianFilter()(jnp.ones((2, 3)))
     with pytest.raises(ValueError, match=r"TotalVariation: given weight=0.0; numbers > 0"):
         TotalVariation(0)
+    with pytest.raises(ValueError, match=r"PixelDropout: given keep=2.0; 0 to 1 is taken"):
+        PixelDropout(2)
+    with pytest.raises(ValueError, match=r"PixelDropout: given images of shape \(1, 3\)"):
+        PixelDropout()(jax.random.key(0), jnp.ones(3))

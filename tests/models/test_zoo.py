@@ -27,6 +27,7 @@ COUNTS = [
     ("lenet5", (28, 28, 1), {}, 648_226),
     ("lecture_cnn", (28, 28, 1), {}, 93_322),
     ("mlp", (8, 8, 1), {"hidden": (32,)}, 64 * 32 + 32 + 32 * 10 + 10),
+    ("mlp", (8, 8, 1), {"hidden": (32,), "batch_norm": True}, 2410 + 2 * 32 + 2 * 10),
     ("densenet48", (48, 48, 1), {}, 59_160),
     ("convnet48", (48, 48, 1), {}, 160 + 7 * 2320 + 144 * 50 + 50 + 102),
     ("preact_resnet18", (32, 32, 3), {"final_norm": False}, 11_171_146),
@@ -82,7 +83,7 @@ def test_initialisers_have_their_spread():
 
 
 TINY = {
-    "mlp": ((5, 3, 2), {"hidden": (4,), "dropout": 0.5}),
+    "mlp": ((5, 3, 2), {"hidden": (4,), "batch_norm": True, "dropout": 0.5}),
     "mnist_madry": ((10, 7, 1), {"filters": (2, 3), "width": 4}),
     "mnist_fast": ((10, 7, 1), {"filters": (2, 3), "width": 4}),
     "lenet5": ((10, 7, 1), {"filters": (2, 3), "width": 4}),
@@ -145,6 +146,19 @@ def test_perceptron_of_the_lecture_exercise_is_exact():
     }
     model = Classifier(module, {"params": params})
     assert float(model(jnp.array([[1.5, -1, 1.3]]))[0, 0]) == pytest.approx(0.489, abs=1e-6)
+
+
+def test_perceptron_normalises_every_layer_before_its_relu_and_the_logits():
+    module = create("mlp", hidden=(6,), classes=3, batch_norm=True)
+    variables = init(module, jax.random.key(0), (5,))
+    x = np.random.default_rng(0).random((8, 5), np.float32)
+    found, _ = module.apply(variables, x, train=True, mutable=["batch_stats"])
+
+    def layer(i, h):
+        h = h @ np.asarray(variables["params"][f"Dense_{i}"]["kernel"], np.float64)
+        return (h - h.mean(0)) / np.sqrt(h.var(0) + 1e-5)
+
+    np.testing.assert_allclose(found, layer(1, np.maximum(layer(0, x), 0)), atol=1e-4)
 
 
 def test_classifier_is_traced_once_for_every_checkpoint_of_equal_modules():

@@ -103,11 +103,17 @@ def test_the_ascent_is_of_the_whole_batch_on_any_number_of_devices(objective, ch
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), one.params, eight.params)
 
 
-def test_gamma_is_data_and_sweeps(net):
-    apply, params, stats = net
-    loss = lambda gamma: AWP(Standard(), gamma=gamma)(KEYS, apply, params, stats, BATCH)[0]
-    losses = np.asarray(jax.jit(jax.vmap(loss))(jnp.asarray([0.0, 0.01, 0.05])))
-    assert (np.diff(losses) > 0).all()
+def test_gamma_is_data_and_sweeps_in_one_trace(net):
+    (apply, params, stats), traces = net, []
+
+    def loss(gamma):
+        traces.append(None)
+        return AWP(Standard(), gamma=gamma)(KEYS, apply, params, stats, BATCH)[0]
+
+    sweep = jax.jit(jax.vmap(loss))
+    losses = np.asarray(sweep(jnp.asarray([0.0, 0.01, 0.05])))
+    sweep(jnp.asarray([0.02, 0.03, 0.04]))
+    assert len(traces) == 1 and (np.diff(losses) > 0).all()
     plain = Standard()(KEYS, apply, params, stats, BATCH)[0]
     assert losses[0] == pytest.approx(float(plain), rel=1e-6)
 

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from advjax.defences import JumpReLU
 from advjax.models import Classifier
 from advjax.models.heads import Heads, reverse_gradient
 from advjax.training import LinenApply
@@ -182,6 +183,38 @@ def test_several_tasks_are_the_sum_of_their_losses(digits):
     assert float(loss) == pytest.approx(expected, rel=1e-5)
     right = (np.asarray(heads["parity"]).argmax(1) == parity).mean()
     assert float(aux.metrics["parity_accuracy"]) == pytest.approx(right)
+
+
+def test_the_weight_of_the_tasks_sweeps_in_one_trace():
+    traces, y = [], np.asarray([0, 1, 0, 0])
+
+    def loss(objective):
+        traces.append(None)
+        return objective(KEYS, three_tasks, PARAMS, {}, BATCH)[0]
+
+    def three_tasks(params, stats, x, *, key=None, train=False):
+        features = x.reshape(x.shape[0], -1) @ params["features"]
+        label = features @ params["label"]
+        return {"label": label, "parity": label[:, :2]}, stats
+
+    make = lambda *v: MultiTask(weight=np.float32(v), tables={"parity": (0, 1, 0)})
+    sweep = jax.jit(jax.vmap(loss))
+    losses = np.asarray(sweep(make(0, 1, 2)))
+    sweep(make(3, 4, 5))
+    assert len(traces) == 1
+    logits = np.float64(X).reshape(4, 16) @ np.float64(PARAMS["features"]) @ PARAMS["label"]
+    ce = lambda z, y: (np.log(np.exp(z).sum(axis=1)) - z[np.arange(4), y]).mean()
+    expected = ce(logits, Y) + np.arange(3) * ce(logits[:, :2], y)
+    np.testing.assert_allclose(losses, expected, rtol=1e-5)
+
+
+def test_jump_relu_cuts_every_layer_of_a_network_of_heads(digits):
+    network, variables = digits
+    model = Classifier(network, variables)
+    logits = jax.jit(lambda m: m(X))
+    np.testing.assert_array_equal(logits(JumpReLU(model, 0.0)), logits(model))
+    out = variables["params"]["label_out"]  # above every activation the last bias alone is left
+    np.testing.assert_allclose(logits(JumpReLU(model, 1e9)), [out["bias"]] * 4, atol=1e-6)
 
 
 def plain(params, stats, x, *, key=None, train=False):

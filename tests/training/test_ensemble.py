@@ -10,7 +10,7 @@ from small_runs import flat_linear, random_data, run_steps, step_training
 from advjax.attacks import FGSM
 from advjax.balls import Linf
 from advjax.models import Classifier, create, init
-from advjax.training import Madry
+from advjax.training import Madry, Standard
 from advjax.training.objectives.ensemble import EnsembleAdversarial
 
 RNG = np.random.default_rng(0)
@@ -57,6 +57,28 @@ def test_the_loss_is_the_mixture_of_clean_and_attacked_images():
     expected = Madry(attack=ATTACK, clean_weight=0.5)(keys, flat_linear, weights(0), {}, BATCH)
     assert float(got[0]) == pytest.approx(float(expected[0]), rel=1e-6)
     assert got[1].metrics.keys() == expected[1].metrics.keys()
+
+
+def test_eps_and_the_clean_weight_sweep_in_one_trace():
+    traces, keys = [], jax.random.split(jax.random.key(3), 6)
+    models = (jax.tree.map(lambda v: jnp.stack([v] * 3), linear_model(0)),)
+
+    def loss(objective):
+        traces.append(None)
+        return objective(keys, flat_linear, weights(0), {}, BATCH)[0]
+
+    def make(eps, alpha):
+        attack = FGSM(ball=Linf(eps=np.float32(eps)), step_size=np.float32(eps))
+        fields = {"clean_weight": np.float32(alpha), "label_smoothing": np.zeros(3)}
+        return EnsembleAdversarial(attack, models=models, **fields)
+
+    sweep = jax.jit(jax.vmap(loss))
+    losses = sweep(make([0, 0.05, 0.1], [0.5, 0.5, 0]))
+    sweep(make([0.1, 0.2, 0.3], [0, 0.5, 1]))
+    assert len(traces) == 1
+    plain = Standard()(keys, flat_linear, weights(0), {}, BATCH)[0]
+    assert float(losses[0]) == pytest.approx(float(plain), rel=1e-5)
+    assert losses[0] < losses[1] < losses[2]
 
 
 def test_all_devices_draw_the_same_source():

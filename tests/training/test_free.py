@@ -40,21 +40,21 @@ def written_out(training, steps):
         seen.append(tuple(index))
         x = np.asarray(to_float(training.train.x[index]), np.float64).reshape(size, -1)
         moved = x + delta
-        inside = (moved > 0) & (moved < 1)
-        edge = (moved == 0) | (moved == 1)
+        inside = (moved >= 0) & (moved <= 1)
         x_adv = np.clip(moved, 0, 1)
         logits = x_adv @ w + b
         p = np.exp(logits - logits.max(1, keepdims=True))
         p /= p.sum(1, keepdims=True)
         p[np.arange(size), training.train.y[index]] -= 1
-        up = (p @ w.T) * (inside | edge)
+        up = (p @ w.T) * (inside | training.objective.straight_through)
         w, b = w - RATE * x_adv.T @ p / size, b - RATE * p.mean(0)
         delta = np.clip(delta + EPS * np.sign(up), -EPS, EPS)
     return w, b, delta, seen
 
 
-def test_the_published_algorithm_on_a_linear_model():
-    training = linear_training(FreeAT(Linf(EPS), replays=3))
+@pytest.mark.parametrize("through", [False, True])
+def test_the_published_algorithm_on_a_linear_model(through):
+    training = linear_training(FreeAT(Linf(EPS), replays=3, straight_through=through))
     state, metrics = run_steps(training, jax.local_devices()[:1], n=8)
     w, b, delta, seen = written_out(training, 8)
     assert len(set(seen)) == 3 and seen[0] == seen[1] == seen[2]
@@ -75,6 +75,59 @@ def test_the_perturbation_does_not_depend_on_the_number_of_devices():
     same = np.isclose(one.carry, eight.carry, atol=1e-4)
     assert same.mean() > 0.99  # a sign may turn where the gradient is rounding
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-3), one.params, eight.params)
+
+
+def test_straight_through_a_pixel_that_was_cut_has_the_gradient_at_the_image_seen():
+    """On black pixels, perturbed downwards, which the network sees as black: they come back up."""
+    x, y = np.zeros((2, 4, 4, 1), np.float32), np.asarray([0, 1], np.int32)
+    w = np.random.default_rng(0).normal(size=(16, 4)).astype(np.float32)
+    params, keys = {"w": w, "b": np.zeros(4, np.float32)}, jax.random.split(jax.random.key(0), 2)
+    objective = FreeAT(Linf(EPS), straight_through=True)
+
+    @jax.jit
+    def value_and_slope(objective, carry):
+        batch = {"x": x, "y": y}
+        loss = lambda c: objective(keys, flat_linear, params, {}, {**batch, "carry": c})[0]
+        return jax.value_and_grad(loss)(carry)
+
+    carry = jnp.full(x.shape, -EPS)
+    value, slope = value_and_slope(objective, carry)
+    same, none = value_and_slope(FreeAT(Linf(EPS)), carry)
+    assert same == value and not none.any()
+    assert float(value) == pytest.approx(np.log(4), rel=1e-6)  # all black: logits of zero
+    expected = (0.25 - np.eye(4)[y]) @ w.T / 2
+    np.testing.assert_allclose(slope.reshape(2, 16), expected, atol=1e-6)
+    up = objective.advance(carry, slope)
+    np.testing.assert_allclose(up, np.where(slope > 0, 0, -EPS), atol=1e-7)
+    seen = []
+    spy = lambda p, s, v, **_: (seen.append(v), flat_linear(p, s, v))[1]
+    for far in (-0.3, 1.7):  # inside the box to the bit
+        objective(keys, spy, params, {}, {"x": x, "y": y, "carry": jnp.full(x.shape, far)})
+        np.testing.assert_array_equal(seen[-1], np.clip(far, 0, 1) * np.ones_like(x))
+
+
+def test_eps_sweeps_in_one_trace():
+    traces, rng = [], np.random.default_rng(0)
+    x, y = rng.uniform(0.2, 0.8, (2, 4, 4, 1)).astype(np.float32), np.asarray([0, 1], np.int32)
+    params = {"w": rng.normal(size=(16, 4)).astype(np.float32), "b": np.zeros(4, np.float32)}
+    keys = jax.random.split(jax.random.key(0), 2)
+
+    def second(objective):
+        """The loss after one step of the perturbation."""
+        traces.append(None)
+        batch = {"x": x, "y": y}
+        loss = lambda c: objective(keys, flat_linear, params, {}, {**batch, "carry": c})[0]
+        carry = objective.start(x.shape)
+        return loss(objective.advance(carry, jax.grad(loss)(carry)))
+
+    make = lambda *eps: FreeAT(Linf(np.asarray(eps, np.float32)), label_smoothing=np.zeros(3))
+    sweep = jax.jit(jax.vmap(second))
+    losses = np.asarray(sweep(make(0, 0.05, 0.1)))
+    sweep(make(0.1, 0.15, 0.2))
+    assert len(traces) == 1 and (np.diff(losses) > 0).all()
+    logits = np.float64(x).reshape(2, 16) @ np.float64(params["w"])
+    clean = (np.log(np.exp(logits).sum(1)) - logits[np.arange(2), y]).mean()
+    assert losses[0] == pytest.approx(clean, rel=1e-5)
 
 
 def test_in_another_norm_the_step_is_the_steepest_and_the_end_the_ball():

@@ -17,16 +17,20 @@ UNIT = jax.jit(lambda: Linf(eps=1.0).sample(fold_in_each(KEYS, 2), X))()  # the 
 MADRY = Madry(FGSM(ball=Linf(eps=0.5)))
 
 
-def cosines(w, first=None, *, x=X, eps=0.5):
+def gradients(x, w, y=Y):
+    """Of the cross-entropy in float64; the label's part is minus the others', not one less."""
+    z = np.float64(x).reshape(6, 16) @ w
+    e = np.exp(z - z.max(axis=-1, keepdims=True))
+    p = e / e.sum(axis=-1, keepdims=True)
+    p[np.arange(6), y] = 0
+    p[np.arange(6), y] = -p.sum(axis=-1)
+    return p @ w.T
+
+
+def cosines(w, first=None, *, x=X, y=Y, eps=0.5):
     """In float64, at x and at a uniform draw of the ball around it; the first may be held fixed."""
-
-    def softmax(z):
-        e = np.exp(z - z.max(axis=-1, keepdims=True))
-        return e / e.sum(axis=-1, keepdims=True)
-
     near = x + eps * np.float64(UNIT)
-    grads = lambda x, w: (softmax(x.reshape(6, 16) @ w) - np.eye(4)[Y]) @ w.T
-    a, b = grads(np.float64(x), w if first is None else first), grads(near, w)
+    a, b = gradients(x, w if first is None else first, y), gradients(near, w, y)
     return (a * b).sum(1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)
 
 
@@ -81,6 +85,24 @@ def test_images_without_a_gradient_do_not_count():
     call = jax.vmap(lambda *a: misalignment(Gated("batch"), W, *a), axis_name="batch")
     split = jax.jit(lambda *a: call(*map(shard, a)))(KEYS, DARK, Y)
     assert float(split.mean()) == pytest.approx(expected, abs=1e-6)
+
+
+def test_confident_images_count_and_their_gradients_stay_finite():
+    """The product of their squared lengths is zero in float32; the gradients are not."""
+    w, right = np.float64(40 * W), np.argmax(X.reshape(6, 16) @ W, axis=1)
+    near = X + 0.2 * np.float64(UNIT)
+    largest = [abs(gradients(x, w, right)).max(axis=1) for x in (X, near)]
+    counts = np.min(largest, axis=0) > 1e-30
+    assert counts.sum() >= 3 and (np.prod(largest, axis=0)[counts] < 1e-25).any()
+    value_and_grad = jax.value_and_grad(lambda w: misalignment(linear, w, KEYS, X, right))
+    value, grad = jax.jit(value_and_grad)(np.float32(w))
+    mean = lambda v: 1 - cosines(v, first=w, y=right, eps=0.2)[counts].mean()
+    assert mean(w) > 1e-3 and float(value) == pytest.approx(mean(w), rel=1e-3)
+    for along in RNG.normal(size=(3, *W.shape)):
+        slope = (mean(w + 1e-4 * along) - mean(w - 1e-4 * along)) / 2e-4
+        assert float(np.sum(grad * along)) == pytest.approx(slope, rel=1e-2)
+    (loss, _), whole = run(GradAlign(MADRY), np.float32(w), KEYS, {"x": X, "y": right})
+    assert np.isfinite(loss) and np.isfinite(whole).all()
 
 
 def test_weight_and_eps_sweep_in_one_trace():

@@ -56,7 +56,7 @@ def test_without_a_radius_the_worst_case_is_the_plain_one():
     np.testing.assert_allclose(loss(IBP(Linf(0.0), kappa=0.0))[0], loss(Standard())[0], rtol=1e-4)
 
 
-def test_schedules_grow_eps_and_lower_kappa_and_numbers_sweep_by_vmap():
+def test_schedules_grow_eps_and_lower_kappa_and_numbers_sweep_in_one_trace():
     objective = IBP(
         Linf(0.2),
         eps_schedule=optax.linear_schedule(0, 1, 10, 2),
@@ -66,9 +66,16 @@ def test_schedules_grow_eps_and_lower_kappa_and_numbers_sweep_by_vmap():
         now = jax.jit(lambda objective, step: objective.at(step))(objective, step)
         assert now.ball.eps == pytest.approx(0.2 * share) and now.eps_schedule is None
         assert now.kappa == pytest.approx(1 - 0.5 * share)
-    swept = jax.jit(jax.vmap(lambda eps, kappa: loss(IBP(Linf(eps), kappa=kappa))[0]))(
-        jnp.asarray([0.1, 0.2]), jnp.asarray([0.5, 0.1])
-    )
+    traces = []
+
+    def one(eps, kappa):
+        traces.append(None)
+        return IBP(Linf(eps), kappa=kappa)(KEYS, APPLY, PARAMS, {}, BATCH)[0]
+
+    sweep = jax.jit(jax.vmap(one))
+    swept = sweep(jnp.asarray([0.1, 0.2]), jnp.asarray([0.5, 0.1]))
+    sweep(jnp.asarray([0.3, 0.4]), jnp.asarray([0.2, 0.3]))
+    assert len(traces) == 1
     alone = [loss(IBP(Linf(e), kappa=k))[0] for e, k in ((0.1, 0.5), (0.2, 0.1))]
     np.testing.assert_allclose(swept, alone, rtol=1e-5)
 

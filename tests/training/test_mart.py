@@ -91,6 +91,15 @@ def test_beta_and_eps_sweep_in_one_trace():
     assert losses[1] > losses[0]
 
 
+def test_the_schedule_grows_eps():
+    objective = MART(ATTACK, eps_schedule=lambda step: step / 4)
+    now = jax.jit(lambda step: objective.at(step))(2)
+    assert now.eps_schedule is None and objective.at(2).at(3).eps_schedule is None
+    np.testing.assert_allclose([now.attack.ball.eps, now.attack.step_size], [0.05, 0.015])
+    *_, near = run(now, W, KEYS, BATCH)
+    assert 0.04 < np.abs(near - X).max() < 0.05  # three steps of .015
+
+
 def test_an_images_part_belongs_to_it_and_its_key():
     """Another order of the batch is the same loss and gradient, whoever holds which images."""
     order = np.asarray([3, 0, 5, 1, 4, 2])

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from linear_net import BATCH, KEYS, W, X, Y, linear, softmax
 from linear_net import run_crafting as run
@@ -12,6 +13,7 @@ from advjax.attacks import FGSM, PGD, Square
 from advjax.balls import Linf
 from advjax.losses import kl_divergence
 from advjax.training import LinenApply
+from advjax.training.objectives.awp import AWP
 from advjax.training.objectives.trades import TRADES
 
 RNG = np.random.default_rng(1)
@@ -116,6 +118,22 @@ def test_beta_and_eps_sweep_in_one_trace():
     p = softmax(np.float64(X).reshape(6, 16) @ np.float64(weights))
     assert float(losses[0]) == pytest.approx(-np.log(p[np.arange(6), Y % 2]).mean(), rel=1e-5)
     assert losses[0] < losses[1] < losses[2]
+
+
+def test_the_schedule_grows_eps_and_the_step_with_it():
+    ramp = optax.linear_schedule(0.0, 1.0, 4)
+    objective = TRADES(ATTACK, beta=2.0, eps_schedule=ramp)
+    now = jax.jit(lambda step: objective.at(step))
+    for step, share in ((0, 0.0), (1, 0.25), (4, 1.0), (9, 1.0)):
+        attack = now(step).attack
+        assert float(attack.ball.eps) == pytest.approx(0.1 * share)
+        assert float(attack.step_size) == pytest.approx(0.03 * share)
+    done = now(2)
+    assert done.eps_schedule is None and float(done.beta) == 2 and done.at(7) is done
+    assert AWP(objective).at(1).objective.eps_schedule is None
+    half = TRADES(PGD(ball=Linf(eps=0.05), step_size=0.015, steps=3), beta=2.0)
+    (found, _), *_ = run(done, W, KEYS, BATCH)
+    assert float(found) == pytest.approx(float(run(half, W, KEYS, BATCH)[0][0]), rel=1e-6)
 
 
 def test_an_images_part_belongs_to_it_and_its_key():

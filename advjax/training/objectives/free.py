@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 
 from advjax.balls import Ball, check_finite
@@ -25,8 +26,16 @@ class FreeAT:
     Every minibatch is trained on ``replays`` (m) times in a row. One backward pass gives the
     gradient of the parameters and that of the perturbation, which takes a step of steepest ascent
     inside the ball and goes on to the next replay, and from the last one to the next minibatch:
-    the image at place i inherits what the one before it at place i left. The images that the
-    network sees are cut to the box; no gradient reaches a pixel that was.
+    the image at place i inherits what the one before it at place i left.
+
+    The images that the network sees are cut to the box, the perturbation itself is not. As in the
+    authors' code no gradient reaches a pixel that was cut, so that a perturbation that leads out of
+    the box stays: about half of the black background of MNIST is never attacked. On CIFAR-10, with
+    few pixels at the bounds, it hardly matters. With ``straight_through`` such a pixel has the
+    gradient at the image seen, as in the paper's algorithm, which does not cut. That attack is
+    stronger, and a short training may not start under it. Of ``mnist_fast`` with a batch of 50 and
+    seed 0 the accuracy under PGD-20 was 91.6 % instead of 84.6 at eps .1, after 1,600 steps; at
+    eps .2, after 2,400, it was at chance, on clean images too, instead of 50.0.
 
     A step costs what a step of ``Standard`` does. So does an epoch of ``Training``: it has as many
     steps, on an m-th of the images m times each. ``epochs`` is the published N_ep, of which each
@@ -38,6 +47,7 @@ class FreeAT:
       ball: the perturbations; published is ``Linf(eps=8 / 255)``.
       step_size: length of the perturbation's step, in the ball's units; None for eps, as published.
       label_smoothing: as in ``Standard``.
+      straight_through: see above.
       replays: m, at least 1; published are 2 to 10, best 8. At 1 the perturbation is still carried
         from one minibatch to the next.
     """
@@ -45,6 +55,7 @@ class FreeAT:
     ball: Ball = dataclasses.field(kw_only=False)
     step_size: ArrayLike | None = None
     label_smoothing: ArrayLike = 0.0
+    straight_through: bool = static(default=False)
     replays: int = static(default=8)
 
     def check(self) -> None:
@@ -67,8 +78,10 @@ class FreeAT:
     def __call__(
         self, key: Key, apply: Apply, params: Any, stats: Any, batch: Mapping[str, Array]
     ) -> tuple[Array, Aux]:
-        y = batch["y"]
-        x_adv = jnp.clip(batch["x"] + batch["carry"], *self.ball.bounds)
+        y, moved = batch["y"], batch["x"] + batch["carry"]
+        x_adv = jnp.clip(moved, *self.ball.bounds)
+        if self.straight_through:  # plus zero, whose gradient is one
+            x_adv = jax.lax.stop_gradient(x_adv) + (moved - jax.lax.stop_gradient(moved))
         logits, stats = training_pass(key, apply, params, stats, x_adv)
         loss = jnp.mean(smoothed_cross_entropy(logits, y, self.label_smoothing))
         return loss, Aux(stats=stats, metrics={"robust_accuracy": accuracy(logits, y)})

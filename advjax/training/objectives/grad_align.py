@@ -14,6 +14,21 @@ from advjax.training.objectives.controls import Regularised, input_gradient
 from advjax.training.objectives.graph import sum_by_nonzero_weights
 from advjax.types import Apply, Array, ArrayLike, Key, fold_in_each, pytree
 
+_SMALLEST = 1e-30  # a gradient's largest entry from which on it counts; as good as zero below
+
+
+def unit(grad: Array) -> tuple[Array, Array]:
+    """Each row of ``[B, D]`` at length one, and whether it has a direction, ``[B]``.
+
+    Rows are divided by their largest entry first, for a confident image's squares do not fit
+    float32's range. Rows that have no direction are constants.
+    """
+    largest = jax.lax.stop_gradient(jnp.max(jnp.abs(grad), axis=1))
+    counts = largest >= _SMALLEST
+    # Ones in their place before anything is divided, so that nothing infinite comes back.
+    grad = jnp.where(counts[:, None], grad, 1) / jnp.where(counts, largest, 1)[:, None]
+    return grad / jnp.sqrt(jnp.sum(grad**2, axis=1, keepdims=True)), counts
+
 
 @pytree
 class GradAlign(Regularised):
@@ -23,7 +38,8 @@ class GradAlign(Regularised):
     ball, one step finds the worst point, and catastrophic overfitting does not set in. The
     neighbour is a uniform draw of the attack's ball. As in the authors' code no gradient flows
     through the first of the two, both are of the network in training mode, and images where either
-    gradient is zero do not count.
+    gradient is zero do not count. (Zero to the authors is a length whose square float32 rounds to
+    zero, about 1e-23; here it is no entry of 1e-30.)
 
     Published: on ``Madry(FGSM(ball=Linf(eps=8/255)))``, the step without random start.
 
@@ -53,10 +69,7 @@ class GradAlign(Regularised):
             input_gradient(key, apply, params, stats, near, y),
         ]
         first, second = (grad.reshape(x.shape[0], -1) for grad in grads)
-        squares = jnp.stack([jnp.sum(first**2, axis=1), jnp.sum(second**2, axis=1)])
-        counts = jnp.all(squares > 0, axis=0)
-        # A length of one where it would be zero: its square root has no gradient there.
-        length = jnp.sqrt(jnp.prod(jnp.where(counts, squares, 1), axis=0))
-        cosine = jnp.sum(first * second, axis=1) / length
-        mean = sum_by_nonzero_weights(1 - cosine, counts, axis_of(apply))
+        (first, one), (second, other) = unit(first), unit(second)
+        misaligned = 1 - jnp.sum(first * second, axis=1)
+        mean = sum_by_nonzero_weights(misaligned, one & other, axis_of(apply))
         return {"misalignment": mean}

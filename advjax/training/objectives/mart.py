@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -14,7 +14,12 @@ from advjax.attacks._checks import check_number
 from advjax.losses import cross_entropy
 from advjax.training.objectives._shared import accuracy, frozen
 from advjax.training.objectives.crafting import Crafting
-from advjax.training.objectives.trades import both_passes, check_pgd, pgd_from_noise
+from advjax.training.objectives.trades import (
+    both_passes,
+    check_pgd,
+    pgd_from_noise,
+    scheduled,
+)
 from advjax.types import Apply, Array, ArrayLike, Aux, Key, pytree, static
 
 
@@ -57,18 +62,24 @@ class MART(Crafting):
       attack: ball, loss, steps and step size of the search; its own start is not used.
       beta: weight of the divergence, at least 0; 5 as in the authors' script.
       sigma: standard deviation of the start, in pixel units.
+      eps_schedule: as in ``TRADES``. Short trainings need one: ``experiments/objectives.py``.
       paired: as in ``TRADES``.
     """
 
     attack: PGD = dataclasses.field(kw_only=False)
     beta: ArrayLike = 5.0
     sigma: ArrayLike = 1e-3
+    eps_schedule: Callable[[Array], ArrayLike] | None = static(default=None)
     paired: bool = static(default=False)
 
     def check(self) -> None:
         check_pgd("MART", self.attack)
         check_number("MART", "beta", self.beta, zero=True)
         check_number("MART", "sigma", self.sigma, zero=True)
+
+    def at(self, step: Array) -> MART:
+        """The objective of one step: the schedule is evaluated and gone."""
+        return scheduled(self, step)
 
     def craft(
         self, key: Key, apply: Apply, params: Any, stats: Any, batch: Mapping[str, Array]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -30,6 +30,14 @@ def check_pgd(objective: str, attack: Any) -> None:
     """Raises unless the attack is an untargeted ``PGD``, whose start and loss can be chosen."""
     if not isinstance(attack, PGD) or attack.targeted:
         raise TypeError(f"{objective}: given attack={attack!r}; an untargeted PGD is taken")
+
+
+def scheduled(objective: Any, step: Array) -> Any:
+    """The objective with its ``attack`` as ``eps_schedule`` says it is at the step."""
+    if objective.eps_schedule is None:
+        return objective
+    attack = objective.attack.scaled(objective.eps_schedule(step))
+    return replace(objective, attack=attack, eps_schedule=None)
 
 
 def pgd_from_noise(key: Key, attack: PGD, model: Any, x: Array, y: Array, sigma: Any) -> Array:
@@ -93,6 +101,8 @@ class TRADES(Crafting):
       attack: ball, steps and step size of the search; its own loss and start are not used.
       beta: weight of the divergence, at least 0.
       sigma: standard deviation of the start, in pixel units.
+      eps_schedule: as in ``Madry``: step -> factor on the attack's budget and step size; None for
+        the attack as it is.
       paired: both halves go through the network in one pass of 2B images, so that BatchNorm sees
         the mixture, instead of a pass each as published. The same without BatchNorm and dropout.
     """
@@ -100,12 +110,17 @@ class TRADES(Crafting):
     attack: PGD = dataclasses.field(kw_only=False)
     beta: ArrayLike = 6.0
     sigma: ArrayLike = 1e-3
+    eps_schedule: Callable[[Array], ArrayLike] | None = static(default=None)
     paired: bool = static(default=False)
 
     def check(self) -> None:
         check_pgd("TRADES", self.attack)
         check_number("TRADES", "beta", self.beta, zero=True)
         check_number("TRADES", "sigma", self.sigma, zero=True)
+
+    def at(self, step: Array) -> TRADES:
+        """The objective of one step: the schedule is evaluated and gone."""
+        return scheduled(self, step)
 
     def craft(
         self, key: Key, apply: Apply, params: Any, stats: Any, batch: Mapping[str, Array]

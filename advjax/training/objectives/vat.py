@@ -15,6 +15,7 @@ from advjax.training.objectives.crafting import Crafting
 from advjax.types import Apply, Array, ArrayLike, Aux, Key, fold_in_each, pytree, static
 
 _UNLABELLED = 4  # the tag of the draws of a place's unlabelled images
+_STATISTICS = ("labelled", "unlabelled")
 
 
 def _unit(d: Array) -> Array:
@@ -38,8 +39,10 @@ def virtual_direction(key: Key, model: Any, x: Array, xi: ArrayLike, iterations:
       key: ``[B]`` keys, of the first directions.
       model: ``model(x) -> logits [B, K]``.
       x: ``[B, ...]``.
-      xi: how far from x the gradient is taken. The published 1e-6 leaves float32 a rounding error
-        that one iteration shows (1e-3 does not), and bfloat16 nothing.
+      xi: how far from x the gradient is taken. Published is 1e-6, at which the answers of a deep
+        network differ by little more than float32's rounding: of a perceptron 784-300-300-10 the
+        median cosine to the direction at 1e-2 was .26 to .67, and .99999 at 1e-3. In bfloat16 1e-6
+        leaves nothing.
       iterations: K; none is the first, random, direction.
     """
     clean = jax.lax.stop_gradient(model(x))
@@ -56,8 +59,10 @@ class VAT(Crafting):
 
     ``cross_entropy(x) + weight KL(p(u) || p(u + eps d))`` on unlabelled images u, along the
     direction d in which the answer changes most; no gradient flows through ``p(u)``. The passes of
-    the unlabelled images are in training mode, an image under one dropout mask in all of them, and
-    leave the running statistics of BatchNorm alone.
+    the unlabelled images are in training mode, an image under one dropout mask in all of them. As
+    published they leave the running statistics of BatchNorm alone, which are then those of a few
+    labelled images; the authors compute them anew, over all unlabelled images, before they
+    evaluate. ``statistics="unlabelled"`` comes nearest to that.
 
     The batch's ``unlabelled`` ``[b k, ...]`` are k images for each labelled one; without them the
     labelled images are used. Let the unlabelled stream contain the labelled images.
@@ -73,15 +78,19 @@ class VAT(Crafting):
       weight: of the divergence, at least 0.
       entropy: weight of the unlabelled answers' entropy (Grandvalet & Bengio 2004); 1 is
         "VAT+EntMin". None for none.
-      xi: where the direction's gradient is taken, in pixel units; see ``virtual_direction``.
+      xi: where the direction's gradient is taken, in pixel units; published is 1e-6, which float32
+        does not bear: see ``virtual_direction``.
       iterations: of the power method.
+      statistics: whose pass the running statistics of BatchNorm follow: ``"labelled"`` that of the
+        labelled images, ``"unlabelled"`` the clean one of the unlabelled images.
     """
 
     eps: ArrayLike = 10.0
     weight: ArrayLike = 1.0
     entropy: ArrayLike | None = None
-    xi: ArrayLike = 1e-6
+    xi: ArrayLike = 1e-3
     iterations: int = static(default=1)
+    statistics: str = static(default="labelled")
 
     def check(self) -> None:
         for name in ("eps", "weight"):
@@ -90,13 +99,16 @@ class VAT(Crafting):
         check_count("VAT", "iterations", self.iterations, 0)
         if self.entropy is not None:
             check_number("VAT", "entropy", self.entropy, zero=True)
+        if self.statistics not in _STATISTICS:
+            taken = " or ".join(map(repr, _STATISTICS))
+            raise ValueError(f"VAT: given statistics={self.statistics!r}; {taken} is taken")
 
     def craft(
         self, key: Key, apply: Apply, params: Any, stats: Any, batch: Mapping[str, Array]
     ) -> dict[str, Array]:
         u = batch.get("unlabelled", batch["x"])
         keys = _keys(key, u)
-        model = lambda x: _answer(keys, apply, jax.lax.stop_gradient(params), stats, x)
+        model = lambda x: _answer(keys, apply, jax.lax.stop_gradient(params), stats, x)[0]
         d = virtual_direction(fold_in_each(keys, NOISE), model, u, self.xi, self.iterations)
         return {**batch, "x_adv": u + self.eps * d}
 
@@ -106,9 +118,9 @@ class VAT(Crafting):
         x, y, u = batch["x"], batch["y"], batch.get("unlabelled", batch["x"])
         keys = _keys(key, u)
         # The same pass as in crafting; compiled together they are one.
-        clean = _answer(keys, apply, params, stats, u)
-        robust = _answer(keys, apply, params, stats, batch["x_adv"])
-        logits, stats = training_pass(key, apply, params, stats, x)
+        clean, of_unlabelled = _answer(keys, apply, params, stats, u)
+        robust, _ = _answer(keys, apply, params, stats, batch["x_adv"])
+        logits, of_labelled = training_pass(key, apply, params, stats, x)
         virtual = jnp.mean(kl_divergence(jax.lax.stop_gradient(clean), robust))
         loss = jnp.mean(cross_entropy(logits, y)) + self.weight * virtual
         metrics = {"clean_accuracy": accuracy(logits, y), "virtual_loss": virtual}
@@ -117,6 +129,7 @@ class VAT(Crafting):
             entropy = -jnp.mean(jnp.sum(jnp.exp(log_p) * log_p, axis=-1))
             loss += self.entropy * entropy
             metrics["entropy"] = entropy
+        stats = of_labelled if self.statistics == "labelled" else of_unlabelled
         return loss, Aux(stats=stats, metrics=metrics)
 
 
@@ -127,6 +140,6 @@ def _keys(key: Key, u: Array) -> Key:
     return fold(fold_in_each(key, _UNLABELLED), each).reshape(-1)
 
 
-def _answer(keys: Key, apply: Apply, params: Any, stats: Any, x: Array) -> Array:
-    """Logits in training mode, whose statistics are thrown away."""
-    return apply(params, stats, x, key=fold_in_each(keys, DROPOUT), train=True)[0]
+def _answer(keys: Key, apply: Apply, params: Any, stats: Any, x: Array) -> tuple[Array, Any]:
+    """Logits and new stats of unlabelled images, in training mode."""
+    return apply(params, stats, x, key=fold_in_each(keys, DROPOUT), train=True)
