@@ -166,7 +166,8 @@ class Record:
       distance: ``[B]`` the ball's norm of ``x_adv - x``.
       forwards: ``[B]`` int32, forward passes spent on the example.
       backwards: ``[B]`` int32, backward passes spent on the example.
-      first_success: ``[B]`` int32, the first iteration whose image was adversarial; -1 if none was.
+      first_success: ``[B]`` int32, the first iteration whose image was adversarial, the first query
+        of an attack that counts queries; -1 if none was.
       zero_gradient: ``[B]`` int32, iterations at which no gradient reached the image.
     """
 

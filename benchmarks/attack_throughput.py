@@ -271,7 +271,7 @@ class AdvjaxSide:
             "cw-1x100": lambda: a.CarliniWagner(
                 ball=L2(), searches=1, steps=100, abort_early=False
             ),
-            "jsma": lambda: a.JSMA(ball=L0(), probabilities=True),
+            "jsma": lambda: a.JSMA(ball=L0()),
             "square": lambda: a.Square(ball=ball, steps=1000),
             "autoattack": lambda: a.AutoAttack(ball=ball),
         }[task["attack"]]()

@@ -217,7 +217,9 @@ PEERS: dict[str, dict[str, Peer]] = {
         ),
     },
     "cw linf": {
-        "adv-lib": _adv_lib("carlini_wagner.linf", "carlini_wagner_linf", max_iterations=1000),
+        "adv-lib": _adv_lib(
+            "carlini_wagner.linf", "carlini_wagner_linf", max_iterations=30, learning_rate=0.03
+        ),
     },
     "ead l1": {
         "Foolbox": _foolbox(
@@ -249,7 +251,7 @@ PEERS: dict[str, dict[str, Peer]] = {
         "adv-lib": _adv_lib("fast_minimum_norm", "fmn", norm=0, steps=100),
     },
     "sigma-zero l0": {"adv-lib": _adv_lib("sigma_zero", "sigma_zero", num_steps=100)},
-    "hopskipjump l2": {"Foolbox": _foolbox("HopSkipJumpAttack", steps=20)},
+    "hopskipjump l2": {"Foolbox": _foolbox("HopSkipJumpAttack", steps=5)},
     # torchattacks' takes 6 s an image; on 100 images it reached all of them with a median of 36.
     "jsma l0": {"ART": _art_jsma},
     "autoattack linf": {"torchattacks": _torchattacks_autoattack},

@@ -38,13 +38,14 @@ def page() -> str:
         "record, with the passes spent on every example. `Targeted(attack)` aims where it can.",
         "Cost is forward + backward passes per example, n the steps, K the classes; the pass that",
         "judges the result comes on top. An attack that sees scores or labels gets them through",
-        "`Scores(model)` or `Labels(model)`, which tell nothing else.",
+        "`Scores(model)` or `Labels(model)`, which tell nothing else. Defaults are those on a ball",
+        "of eps 1 where they follow from it.",
         "",
         "Attacks made of attacks: `Restarts`, `WorstOf`, `Targeted`, `EOT` (randomised models, and",
         "random transforms: `Transformed(model, transform)`), `MinimalNorm`, `Lattice` (results",
-        "that survive 8 bits), `Transferred` (crafted on another model). Trained once for all",
-        "images: `train_patch`, `train_universal`, `train_substitute`. `bpda` gives a step without",
-        "a gradient one.",
+        "that survive 8 bits), `Transferred` (crafted on another model, which `train_substitute`",
+        "may have made from labels). `every_target` runs an attack towards all classes. `bpda`",
+        "gives a step without a gradient one.",
     ]
     for family in dict.fromkeys(e.family for e in ENTRIES):
         lines += [
@@ -79,20 +80,26 @@ def page() -> str:
 
 def defaults(entry: Entry) -> str:
     """The numbers that the attack has if one says nothing but the ball."""
-    ball = registry.ball_of(entry.norms[0], 1.0) if entry.norms else registry.ball_of("l2")
-    made = entry.make(ball)
+    norm = entry.norms[0] if entry.norms else "l2"
+    made = entry.make(registry.ball_of(norm, 1.0 if limited(entry) and entry.norms else np.inf))
     if not dataclasses.is_dataclass(made) or entry.name == "AutoAttack":
         return "version standard"
     shown = []
     for field in dataclasses.fields(made):
         value = getattr(made, field.name)
-        if isinstance(value, np.ndarray) and value.ndim == 0:
-            value = float(value)
+        if isinstance(value, np.ndarray | np.generic) and np.ndim(value) == 0:
+            value = value.item()
         number = isinstance(value, int | float) and not isinstance(value, bool)
-        if number and np.isfinite(value) and field.name not in ("horizon", "length"):
+        if number and np.isfinite(value) and field.name not in ("horizon", "length", "delta"):
             text = f"{int(value):,}" if value == int(value) else f"{value:.4g}"
             shown.append(f"{field.name} {text}")
     return ", ".join(shown)
+
+
+def limited(entry: Entry) -> bool:
+    """Whether the attack is run with an eps; MinimalNorm takes it as a first guess."""
+    least = (registry.LEAST, registry.SPARSE, registry.SHAPE)
+    return entry.family not in least or entry.name == "MinimalNorm"
 
 
 def picture(out: Path) -> None:
@@ -101,14 +108,13 @@ def picture(out: Path) -> None:
 
     from advjax.evaluation.images import amplification, amplified
 
-    model, x, y = victim()
+    model, x, y, others = victim()
     cells = []
     for entry in ENTRIES:
         for norm in entry.norms or ("",):
-            limited = entry.family in (registry.FIXED, registry.TRANSFER, registry.BLACK)
-            limited |= entry.name == "MinimalNorm"  # its first guess
-            ball = registry.ball_of(norm or "l2", EPS[norm] if norm and limited else np.inf)
-            attack = entry.make(ball)
+            eps = EPS[norm] if norm and limited(entry) else np.inf
+            ball = registry.ball_of(norm or "l2", eps)
+            attack = trained(entry, ball, model, others) or entry.make(ball)
             record = attack.run(jax.random.key(0), model, x, y)
             label = int(jnp.argmax(model(record.x_adv), axis=1)[0])
             cells.append((entry.name, norm, np.asarray(record.x_adv[0]), label, record))
@@ -132,8 +138,18 @@ def picture(out: Path) -> None:
     sheet.save(out, optimize=True)
 
 
-def victim() -> tuple[Any, jax.Array, jax.Array]:
-    """A network trained on the digits, and one test digit that it reads right."""
+def trained(entry: Entry, ball: Any, model: Any, others: tuple[Any, Any]) -> Any:
+    """What is trained once for all images, on images that are not in the picture."""
+    key = jax.random.key(1)
+    if entry.name == "Patch":
+        return advjax.train_patch(key, model, *others, scale=(0.5, 0.5), steps=300)
+    if entry.name == "Universal":
+        return advjax.train_universal(key, model, *others, ball=ball)
+    return None
+
+
+def victim() -> tuple[Any, jax.Array, jax.Array, tuple[Any, Any]]:
+    """A network trained on the digits, a test digit that it reads right, and other test digits."""
     import optax
 
     training = advjax.Training(
@@ -147,7 +163,8 @@ def victim() -> tuple[Any, jax.Array, jax.Array]:
     test = advjax.load("digits", "test")
     x, y = jnp.asarray(test.x[:50] / np.float32(255)), jnp.asarray(test.y[:50], jnp.int32)
     right = np.flatnonzero(np.asarray(jnp.argmax(model(x), axis=1) == y))[1]
-    return model, x[right : right + 1], y[right : right + 1]
+    others = test.x[50:] / np.float32(255), np.asarray(test.y[50:], np.int32)
+    return model, x[right : right + 1], y[right : right + 1], others
 
 
 def main() -> None:

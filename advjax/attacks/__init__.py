@@ -13,6 +13,7 @@ from advjax.attacks.compose import (
     Restarts,
     Targeted,
     WorstOf,
+    every_target,
     least_likely_target,
     random_target,
 )
@@ -90,6 +91,7 @@ __all__ = [
     "auto_loop",
     "bpda",
     "device_loop",
+    "every_target",
     "host_loop",
     "least_likely_target",
     "random_target",

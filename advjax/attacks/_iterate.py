@@ -145,6 +145,7 @@ def outcome(
     forwards: ArrayLike,
     backwards: ArrayLike,
     first_success: ArrayLike = -1,
+    last: ArrayLike | None = None,
     zero_gradient: ArrayLike = 0,
 ) -> Record:
     """The record of an attack that ends at ``x_adv``, after one more, judging, forward pass.
@@ -155,8 +156,9 @@ def outcome(
       record: whether anything but ``x_adv`` is wanted.
       loss: what the record's loss is.
       forwards: spent so far, scalar or ``[B]``; likewise ``backwards`` and ``zero_gradient``.
-      first_success: scalar or ``[B]``; an example that the final judgement alone finds to succeed
-        gets its ``forwards``.
+      first_success: scalar or ``[B]``.
+      last: the iteration that an example gets which the final judgement alone finds to succeed;
+        its ``forwards``, where an iteration is one, by default.
     """
     # A start outside the box may be the best iterate of an attack, or the only one.
     x_adv = jnp.clip(x_adv, *attack.ball.bounds)
@@ -173,7 +175,9 @@ def outcome(
         distance=attack.ball.size(x_adv - x),
         forwards=count(forwards) + 1,
         backwards=count(backwards),
-        first_success=jnp.where(late, count(forwards), count(first_success)),
+        first_success=jnp.where(
+            late, count(forwards if last is None else last), count(first_success)
+        ),
         zero_gradient=count(zero_gradient),
     )
 

@@ -20,6 +20,7 @@ from advjax.types import (
     ArrayLike,
     Key,
     Record,
+    as_model,
     example_keys,
     fold_in_each,
     is_stochastic,
@@ -225,12 +226,40 @@ class Targeted(Wrapper):
 
     def solve(self, key: Key, model: Any, x: Array, y: Array, *, record: bool) -> Record:
         keys = example_keys(key, x.shape[0])
-        if self.choose is not None:
-            y = _targets(self.choose, keys, model, x, y)
-        return self.attack.aimed().solve(keys, model, x, y, record=record)
+        if self.choose is None:
+            return self.attack.aimed().solve(keys, model, x, y, record=record)
+        y = _targets(self.choose, keys, model, x, y)
+        out = self.attack.aimed().solve(keys, model, x, y, record=record)
+        return replace(out, forwards=out.forwards + 1) if record else out
 
     def aimed(self) -> Attack:
         return self
+
+
+def every_target(
+    attack: Attack, key: Key, model: Any, x: ArrayLike, y: ArrayLike
+) -> tuple[Array, Record]:
+    """The attack towards every class but the label, each run to its end.
+
+    Args:
+      attack: what to aim; one program serves all targets.
+      key: one key or ``[B]`` keys; run number r draws from ``fold_in(key_i, r)``.
+      model: ``model(x) -> logits [B, K]``.
+      x: ``[B, ...]`` images.
+      y: ``[B]`` true labels.
+
+    Returns:
+      the targets ``[K - 1, B]``, and a record whose arrays have the targets' axis in front.
+    """
+    model, keys = as_model(model), example_keys(key, np.shape(x)[0])
+    draw = {"key": keys} if is_stochastic(model) else {}
+    classes = jax.eval_shape(model, jnp.asarray(x), **draw).shape[-1]
+    targets = (jnp.asarray(y) + jnp.arange(1, classes)[:, None]) % classes
+    aimed = Targeted(attack)
+    records = [
+        aimed.run(fold_in_each(keys, r), model, x, target) for r, target in enumerate(targets)
+    ]
+    return targets, jax.tree.map(lambda *leaves: jnp.stack(leaves), *records)
 
 
 @pytree

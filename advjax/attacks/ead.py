@@ -191,6 +191,7 @@ class EAD(Iterative):
             record=record,
             loss=margin,
             forwards=2 * state.taken,
+            last=state.taken,
             backwards=state.taken,
             first_success=state.closest.first_success,
             zero_gradient=state.zero_gradient,

@@ -272,7 +272,9 @@ class FAB(Iterative):
         )
         to_point, to_image, share = self._projections(plane, state.point, point, x)
         beyond, share = widely(self.overshoot), widen(share, x)
-        moved = (1 - share) * (point + beyond * to_point) + share * (x + beyond * to_image)
+        # As increments: a pixel that no step moves keeps its value to the bit.
+        moved = point + (1 - share) * beyond * to_point
+        moved += share * (x - point + beyond * to_image)
         moved = jnp.clip(moved, *self.bounds)
         state = self._seen(state, answer, x, live, i)
         return replace(

@@ -109,8 +109,9 @@ class HopSkipJump(Decision):
 
     @property
     def steps(self) -> int:
-        """Slots that suffice for an example that needs the fewest queries in every round."""
-        slots, spent, number = _HALVINGS, 2, 0
+        """Slots that suffice for an example that needs the fewest queries in every round, after
+        the longest search for a start."""
+        slots, spent, number = _HALVINGS + self.start_queries, 2, 0
         while spent + 1 + self.probes <= self.queries:
             number += 1
             planned = min(int(self.probes * number**0.5), self.max_probes)

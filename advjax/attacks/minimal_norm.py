@@ -13,7 +13,7 @@ import numpy as np
 from advjax.attacks._checks import check_count
 from advjax.attacks._closest import Closest, farthest
 from advjax.attacks._iterate import Attack, judge, outcome
-from advjax.attacks.compose import Targeted, Wrapper
+from advjax.attacks.compose import Targeted, WorstOf, Wrapper
 from advjax.balls import Ball, concrete
 from advjax.checks import is_traced
 from advjax.losses import margin
@@ -43,6 +43,17 @@ class _Search:
     zero_gradient: Array
 
 
+def _cores(attack: Any) -> tuple[Any, ...]:
+    """The attacks inside all wrappers."""
+    if isinstance(attack, Targeted):
+        raise TypeError(f"MinimalNorm: given {attack!r}; Targeted(MinimalNorm(attack)) is taken")
+    if isinstance(attack, WorstOf):
+        return tuple(core for part in attack.attacks for core in _cores(part))
+    if hasattr(attack, "ball") or not hasattr(attack, "attack"):
+        return (attack,)
+    return _cores(attack.attack)
+
+
 @pytree
 class MinimalNorm(Wrapper):
     """The smallest perturbation that an attack with a budget finds, per example.
@@ -53,7 +64,8 @@ class MinimalNorm(Wrapper):
     scales along.
 
     Attributes:
-      attack: what to run; a ``Targeted`` goes outside: ``Targeted(MinimalNorm(attack))``.
+      attack: what to run; a ``Targeted`` goes outside: ``Targeted(MinimalNorm(attack))``. The
+        parts of a ``WorstOf``, such as AutoAttack, share one ball.
       searches: number of runs, at least 1. Halving from an ``eps`` within 2^k of the answer leaves
         a relative gap of 2^(k - searches).
     """
@@ -65,10 +77,18 @@ class MinimalNorm(Wrapper):
         if not isinstance(self.attack, Attack):
             raise TypeError(f"MinimalNorm: given {self.attack!r}; an attack is taken")
         check_count("MinimalNorm", "searches", self.searches)
-        core = self._core
-        if not isinstance(getattr(core, "ball", None), Ball):
+        cores = _cores(self.attack)
+        balls = [getattr(core, "ball", None) for core in cores]
+        if not all(isinstance(ball, Ball) for ball in balls):
             raise TypeError(f"MinimalNorm: given {self.attack!r}; an attack with a ball is taken")
-        eps = concrete(core.ball.eps)
+        eps = concrete(self._core.ball.eps)
+        others = [concrete(core.ball.eps) for core in cores]
+        if len({type(ball) for ball in balls}) > 1 or not all(
+            eps is None or other is None or np.array_equal(eps, other) for other in others
+        ):
+            raise ValueError(
+                f"MinimalNorm: given parts with the balls {balls}; one ball for all is taken"
+            )
         if eps is not None and not ((eps > 0) & np.isfinite(eps)).all():
             raise ValueError(
                 f"MinimalNorm: given eps={eps.tolist()}; a finite first guess > 0 is taken"
@@ -77,14 +97,7 @@ class MinimalNorm(Wrapper):
     @property
     def _core(self) -> Any:
         """The attack inside all wrappers; of several, the first."""
-        attack: Any = self.attack
-        while not hasattr(attack, "ball") and hasattr(attack, "attack"):
-            if isinstance(attack, Targeted):
-                raise TypeError(
-                    f"MinimalNorm: given {attack!r}; Targeted(MinimalNorm(attack)) is taken"
-                )
-            attack = attack.attack
-        return attack
+        return _cores(self.attack)[0]
 
     @property
     def ball(self) -> Ball:

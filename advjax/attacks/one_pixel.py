@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from advjax.attacks._checks import check_ball, check_count, check_pictures
 from advjax.attacks._iterate import Iterative, Loop, LossFn, auto_loop, judge, outcome
 from advjax.attacks._rows import widen
+from advjax.attacks.oracle import Scores
 from advjax.balls import L0
 from advjax.losses import cross_entropy
 from advjax.types import (
@@ -108,7 +109,7 @@ class OnePixel(Iterative):
     def init(self, key: Key, model: Any, x: Array, y: Array) -> _State:
         keys = example_keys(key, x.shape[0])
         clean_keys: Any = fold_in_each(keys, _CLEAN) if is_stochastic(model) else None
-        _, judged = judge(self.loss, self.targeted, model, x, y, clean_keys)
+        _, judged = judge(self.loss, self.targeted, Scores(model), x, y, clean_keys)
         genes = (x.shape[0], self.population, self.pixels, 2 + x.shape[3])
         parents = jnp.broadcast_to(jnp.zeros_like(x[:, :1, :1, :1]), genes)
         fitness = jnp.full_like(parents[:, :, 0, 0], -jnp.inf)
@@ -182,7 +183,8 @@ class OnePixel(Iterative):
             candidate = part * self.chunk + jnp.arange(self.chunk)
             each = lambda k: jax.vmap(lambda n: jax.random.fold_in(k, n + 3))(candidate)
             drawn = jax.vmap(each)(keys).reshape(-1)
-        _, judged = judge(self.loss, self.targeted, model, flat, jnp.repeat(y, self.chunk), drawn)
+        labels, scores = jnp.repeat(y, self.chunk), Scores(model)
+        _, judged = judge(self.loss, self.targeted, scores, flat, labels, drawn)
         per_candidate = lambda v: v.reshape(batch, self.chunk)
         loss, success = per_candidate(judged.loss), per_candidate(judged.success)
         loss = jnp.where(jnp.isnan(loss), -jnp.inf, loss)

@@ -7,6 +7,8 @@ import functools
 from collections.abc import Callable
 from typing import Any, Literal
 
+import numpy as np
+
 from advjax import attacks
 from advjax.attacks import Attack
 from advjax.balls import L0, L1, L2, Ball, Linf
@@ -27,7 +29,7 @@ class Entry:
       oracle: what it sees of the model.
       source: paper, and where in it.
       cost: passes per example; n is the number of steps.
-      make: the attack on a ball, with its defaults.
+      make: the attack on a ball, with its defaults; of what is trained, the untrained one.
     """
 
     name: str
@@ -43,6 +45,8 @@ class Entry:
 ALL = ("linf", "l2", "l1", "l0")
 FIXED, LEAST, SPARSE = "Fixed budget", "Minimum norm", "Jacobian and sparse"
 TRANSFER, BLACK, SHAPE = "Transfer", "Black box", "Spatial"
+TRAINED = "Trained once for all images"
+_GREY = np.full((4, 4, 1), 0.5, np.float32)  # what is there before training
 
 
 def _of(name: str, **fields: Any) -> Callable[[Ball], Attack]:
@@ -97,11 +101,12 @@ ENTRIES = (
     ),
     Entry(
         "TIFGSM", TRANSFER, ALL, True, "gradient",
-        "Dong et al. 2019, section 3.2", "n + n", _of("TIFGSM"),
+        "Dong et al. 2019, section 3.2; kernel at most a quarter of the image", "n + n",
+        _of("TIFGSM"),
     ),
     Entry(
         "DeepFool", LEAST, ("linf", "l2"), True, "gradient",
-        "Moosavi-Dezfooli et al. 2016, algorithm 2", "up to n + Kn", _of("DeepFool"),
+        "Moosavi-Dezfooli et al. 2016, algorithm 2", "up to 2n + (K - 1) n", _of("DeepFool"),
     ),
     Entry(
         "CarliniWagner", LEAST, ("l2",), True, "gradient",
@@ -117,7 +122,7 @@ ENTRIES = (
     ),
     Entry(
         "EAD", LEAST, ("l1",), True, "gradient",
-        "Chen et al. 2018, algorithm 1", "up to 9n + 9n", _of("EAD"),
+        "Chen et al. 2018, algorithm 1", "up to 18n + 9n", _of("EAD"),
     ),
     Entry(
         "DDN", LEAST, ("l2",), True, "gradient",
@@ -129,7 +134,8 @@ ENTRIES = (
     ),
     Entry(
         "FAB", LEAST, ("linf", "l2", "l1"), True, "gradient",
-        "Croce & Hein 2020 (FAB), algorithm 1", "n + (K - 1) n, with a rank n + n", _of("FAB"),
+        "Croce & Hein 2020 (FAB), algorithm 1 without its final search",
+        "n + (K - 1) n, with a rank n + n", _of("FAB"),
     ),
     Entry(
         "SigmaZero", LEAST, ("l0",), True, "gradient",
@@ -146,7 +152,8 @@ ENTRIES = (
     ),
     Entry(
         "JSMA", SPARSE, ("l0",), True, "gradient",
-        "Papernot et al. 2016, algorithms 2 and 3", "up to n + 2n a target", _of("JSMA"),
+        "Papernot et al. 2016, algorithms 2 and 3", "up to n + n a target, on logits n + 2n",
+        _of("JSMA"),
     ),
     Entry(
         "OnePixel", SPARSE, ("l0",), True, "scores",
@@ -179,6 +186,15 @@ ENTRIES = (
     Entry(
         "Flow", SHAPE, (), True, "gradient",
         "Xiao et al. 2018, section 3.2", "n + n", _of("Flow"),
+    ),
+    Entry(
+        "Patch", TRAINED, (), True, "scores",
+        "Brown et al. 2017, section 2", "none; train_patch once", _of("Patch", pixels=_GREY),
+    ),
+    Entry(
+        "Universal", TRAINED, ALL, True, "scores",
+        "Moosavi-Dezfooli et al. 2017; train_universal: Shafahi et al. 2020",
+        "none; train_universal or train_universal_deepfool once", _of("Universal", delta=0.0),
     ),
 )  # fmt: skip
 

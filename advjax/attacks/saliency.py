@@ -145,7 +145,7 @@ class JSMA(Attack):
         +1, and -1 swaps the signs.
       upsilon: share of the features that may change, scalar or ``[B]``; 0.145 as in the paper,
         or 1 where the ball has an eps. There are ``floor(features * upsilon / 2)`` iterations.
-      probabilities: derive the softmax instead of the logits, as the paper writes it. It changes
+      probabilities: derive the softmax, as the paper writes it, and not the logits. It changes
         fewer features; defensive distillation stops it (Carlini & Wagner 2017, section IV).
       steps: a limit on the iterations, at least 0; None for the budget's own. Inside ``jit``,
         where the budget is not known, the loop else runs to half of the features.
@@ -157,7 +157,7 @@ class JSMA(Attack):
     ball: L0 = dataclasses.field(default_factory=L0)
     theta: ArrayLike = 1.0
     upsilon: ArrayLike = None
-    probabilities: bool = static(default=False)
+    probabilities: bool = static(default=True)
     steps: int | None = static(default=None)
     loss: LossFn = static(default=margin)
     targeted: bool = static(default=False)

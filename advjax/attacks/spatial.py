@@ -12,6 +12,7 @@ import numpy as np
 from advjax.attacks._checks import check_count, check_per_example, check_pictures, check_unbounded
 from advjax.attacks._iterate import Iterative, Loop, LossFn, auto_loop, judge, outcome
 from advjax.attacks._rows import widen
+from advjax.attacks.oracle import Scores
 from advjax.balls import L2, Ball, concrete
 from advjax.losses import cross_entropy
 from advjax.types import (
@@ -190,7 +191,7 @@ class Spatial(Iterative):
     def step(self, i: Array, state: _State, model: Any, x: Array, y: Array) -> _State:
         moved = self._transformed(i, state, x)
         keys: Any = fold_in_each(state.keys, 2 * i + 1) if is_stochastic(model) else None
-        _, judged = judge(self.loss, self.targeted, model, moved, y, keys)
+        _, judged = judge(self.loss, self.targeted, Scores(model), moved, y, keys)
         live = self.live(state)
         live = jnp.ones_like(state.success) if live is None else live
         worse = (judged.success & ~state.success) | (

@@ -11,6 +11,7 @@ import numpy as np
 from advjax.attacks._checks import check_ball, check_count, check_pictures
 from advjax.attacks._iterate import Iterative, Loop, auto_loop, judge, outcome
 from advjax.attacks._rows import spread, widen
+from advjax.attacks.oracle import Scores
 from advjax.balls import L1, L2, Ball, Linf, concrete
 from advjax.losses import margin
 from advjax.types import (
@@ -129,7 +130,7 @@ class Square(Iterative):
 
     def _judge(self, keys: Key, tag: Any, model: Any, x: Array, y: Array) -> Any:
         drawn: Any = fold_in_each(keys, tag) if is_stochastic(model) else None
-        return judge(margin, self.targeted, model, x, y, drawn)[1]
+        return judge(margin, self.targeted, Scores(model), x, y, drawn)[1]
 
     def live(self, state: _State) -> Array:
         return ~state.success

@@ -255,6 +255,7 @@ class TransferFGSM(Iterative):
             record=record,
             loss=self.loss,
             forwards=state.taken * self.scales,
+            last=state.taken,
             backwards=state.taken * self.scales,
             zero_gradient=state.zero_gradient,
         )

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from advjax import FGSM, L2, PGD, Linf, Targeted, WorstOf
+from advjax import FGSM, L2, PGD, AutoAttack, Linf, Patch, Targeted, WorstOf
 from advjax.attacks.ddn import DDN
 from advjax.attacks.minimal_norm import MinimalNorm
 
@@ -46,6 +46,14 @@ def test_finds_the_smallest_budget_from_below_and_above(guess, logistic, key):
     np.testing.assert_allclose(aimed.distance, record.distance, atol=1e-6)
 
 
+def test_the_worst_of_several_has_the_smallest_budget_of_any(logistic, key):
+    model, x, y, closest = logistic
+    parts = (PGD(ball=Linf(0.3), step_size=0.0, steps=1, random_start=False), FGSM(ball=Linf(0.3)))
+    record = MinimalNorm(WorstOf(parts), searches=20).run(key, model, x, y)
+    np.testing.assert_allclose(record.distance, closest, rtol=1e-2, atol=2e-6)
+    MinimalNorm(AutoAttack(ball=Linf(0.3)))  # any attack with a budget
+
+
 def test_where_nothing_succeeds_the_image_comes_back(logistic, key):
     model, x, _, _ = logistic
     flat = jax.tree_util.Partial(two_scores, jnp.zeros(12))
@@ -63,7 +71,17 @@ def test_where_nothing_succeeds_the_image_comes_back(logistic, key):
         (lambda: MinimalNorm(PGD(ball=L2(1)), searches=0), ValueError, "an integer >= 1"),
         (lambda: MinimalNorm(PGD(ball=L2(0))), ValueError, "first guess > 0"),
         (lambda: MinimalNorm(DDN()), ValueError, "a finite first guess"),
-        (lambda: MinimalNorm(WorstOf((FGSM(ball=L2(1)),))), TypeError, "an attack with a ball"),
+        (lambda: MinimalNorm(Patch(pixels=np.ones((2, 2, 1)))), ValueError, "a finite first guess"),
+        (
+            lambda: MinimalNorm(WorstOf((FGSM(ball=L2(1)), FGSM(ball=L2(2))))),
+            ValueError,
+            "one ball for all",
+        ),
+        (
+            lambda: MinimalNorm(WorstOf((FGSM(ball=L2(1)), FGSM(ball=Linf(1))))),
+            ValueError,
+            "one ball for all",
+        ),
         (lambda: MinimalNorm(Targeted(FGSM(ball=L2(1)))), TypeError, r"Targeted\(MinimalNorm"),
     ],
 )

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from advjax import L0, L2, Targeted
+from advjax import L0, L2, Targeted, every_target, replace
 from advjax.attacks.saliency import JSMA, best_pair
 
 RNG = np.random.default_rng(0)
@@ -81,7 +81,7 @@ def published(weights, x, target, theta, moves):
 def test_steps_are_the_published_ones(theta, tiny, key):
     model, weights, x, y = tiny
     target = (y + 1) % 5
-    attack = JSMA(ball=L0(14), theta=theta, targeted=True)
+    attack = JSMA(ball=L0(14), theta=theta, probabilities=False, targeted=True)
     record = attack.run(key, model, x, target)
     reached = 0
     for i in range(6):
@@ -106,6 +106,7 @@ def test_budget_is_the_share_of_features_or_the_ball(tiny, key):
         (JSMA(ball=L0(9), theta=0.01, steps=2), 2),
         (JSMA(ball=L0(1)), 0),
     ):
+        attack = replace(attack, probabilities=False)  # which saturate
         record = Targeted(attack).run(key, stubborn, x, (y + 1) % 5)
         assert not record.success.any()
         assert (record.backwards == 2 * pairs).all(), attack
@@ -134,6 +135,17 @@ def test_untargeted_keeps_the_fewest_features_of_all_targets(tiny, key):
         assert (record.distance <= np.where(aimed.success, aimed.distance, np.inf)).all()
 
 
+def test_every_target_is_all_of_them_in_turn(tiny, key):
+    model, _, x, y = tiny
+    targets, record = every_target(JSMA(ball=L0(20), theta=0.3), key, model, x, y)
+    assert targets.shape == record.success.shape == (4, 6) and record.x_adv.shape == (4, *x.shape)
+    for i in range(6):
+        assert sorted(targets[:, i].tolist()) == sorted(set(range(5)) - {int(y[i])})
+    for images, wanted, success in zip(record.x_adv, targets, record.success, strict=True):
+        np.testing.assert_array_equal(jnp.argmax(model(images), axis=1) == wanted, success)
+    assert record.success.any(axis=0).all()
+
+
 def test_numbers_and_theta_are_one_trace(tiny, traces, key):
     model, _, x, y = tiny
     JSMA(ball=L0(4), theta=0.5)(key, model, x, y)
@@ -147,7 +159,7 @@ def test_probabilities_give_the_softmax_jacobian(tiny, key):
     """Its two sums are opposite, so the pair is the two features with the largest gradient."""
     model, _, x, y = tiny
     target = (y + 1) % 5
-    attack = JSMA(upsilon=1, theta=1, steps=1, probabilities=True, targeted=True)
+    attack = JSMA(upsilon=1, theta=1, steps=1, targeted=True)
     x_adv = attack(key, model, x, target)
     chance = lambda x: jnp.sum(jax.nn.softmax(model(x))[jnp.arange(6), target])
     grad = np.asarray(jax.grad(chance)(x)).reshape(6, -1)

@@ -22,4 +22,6 @@ ROWS: dict[str, Callable[[], Attack]] = {
     ),
     "ead": lambda: EAD(ball=L1(), steps=20, searches=3, step_size=0.05, beta=0.01, c=0.1),
     "penalised": lambda: Penalised(ball=L2(), steps=40, step_size=0.01),
+    "penalised_l1": lambda: Penalised(ball=L1(), steps=40, step_size=0.01),
+    "penalised_linf": lambda: Penalised(ball=Linf(), steps=40, step_size=0.01),
 }

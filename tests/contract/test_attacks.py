@@ -1,5 +1,7 @@
 """What every attack keeps to; a new attack is one more row."""
 
+import collections
+import functools
 from importlib import import_module
 from pathlib import Path
 
@@ -7,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from advjax import (
     BIM,
@@ -25,6 +28,7 @@ from advjax import (
     example_keys,
     host_loop,
     least_likely_target,
+    margin,
     pytree,
     random_target,
     replace,
@@ -66,6 +70,15 @@ def ball_of(attack):
     return attack.ball
 
 
+def on_ball(attack, **fields):
+    """The attack with these fields of its ball replaced, however deep it is wrapped."""
+    if hasattr(attack, "attacks"):
+        return replace(attack, attacks=tuple(on_ball(part, **fields) for part in attack.attacks))
+    if hasattr(attack, "attack"):
+        return replace(attack, attack=on_ball(attack.attack, **fields))
+    return replace(attack, ball=replace(attack.ball, **fields))
+
+
 @TABLE
 def test_stays_in_ball_and_box_and_tells_the_truth(make, tiny, key):
     model, _, x, y = tiny
@@ -83,10 +96,24 @@ def test_stays_in_ball_and_box_and_tells_the_truth(make, tiny, key):
     assert record.x_adv.min() >= 0 and record.x_adv.max() <= 1
     ball = ball_of(attack)
     np.testing.assert_allclose(record.distance, ball.size(record.x_adv - x), atol=1e-5)
-    assert (ball.size(record.x_adv - x) <= ball.eps + 1e-5).all()
+    assert (ball.size(record.x_adv - x) <= ball.eps * (1 + 1e-6) + 1e-6).all()
     if not isinstance(attack, Targeted):  # its targets are its own
         fooled = jnp.argmax(model(record.x_adv), axis=1) != y
         np.testing.assert_array_equal(record.success, fooled)
+
+
+@TABLE
+def test_images_that_are_wrong_already_stay_in_ball_and_box(make, tiny, key):
+    model, _, x, y = tiny
+    attack, wrong = make(), (y + 1) % 5
+    record, ball = attack.run(key, model, x, wrong), ball_of(make())
+    assert np.isfinite(record.x_adv).all() and np.isfinite(record.loss).all()
+    assert record.x_adv.min() >= 0 and record.x_adv.max() <= 1
+    assert (ball.size(record.x_adv - x) <= ball.eps * (1 + 1e-6) + 1e-6).all()
+    if not isinstance(attack, Targeted):
+        fooled = jnp.argmax(model(record.x_adv), axis=1) != wrong
+        np.testing.assert_array_equal(record.success, fooled)
+        assert record.success.any()
 
 
 @TABLE
@@ -106,17 +133,17 @@ def test_call_run_jit_and_every_loop_agree(make, tiny, key):
 
 @TABLE
 def test_an_example_does_not_feel_its_neighbours(make, tiny, key):
-    """In another order and among others, every example gets the same result."""
+    """In another order, among others and in a batch of another size, the result is the same."""
     model, _, x, y = tiny
     attack, keys = make(), example_keys(key, x.shape[0])
     whole = attack.run(key, model, x, y)
     order = np.array([4, 0, 5, 2])
-    others = jnp.zeros((2, *x.shape[1:]))
+    others = jnp.zeros((3, *x.shape[1:]))
     other = attack.run(
-        jnp.concatenate([keys[order], keys[:1], keys[:1]]),
+        jnp.concatenate([keys[order], keys[:1], keys[:1], keys[:1]]),
         model,
         jnp.concatenate([x[order], others]),
-        jnp.concatenate([y[order], y[:2]]),
+        jnp.concatenate([y[order], y[:3]]),
     )
     np.testing.assert_allclose(whole.x_adv[order], other.x_adv[:4], atol=1e-6)
     np.testing.assert_array_equal(whole.success[order], other.success[:4])
@@ -154,9 +181,107 @@ def test_awkward_inputs_give_finite_answers(make, key):
                 assert (record.zero_gradient == record.backwards).all(), name
 
 
+class Watch:
+    """Counts the images that a model is shown and the image gradients asked of it."""
+
+    def __init__(self, seen):
+        @jax.custom_vjp
+        def watch(x):
+            return forward(x)[0]
+
+        def forward(x):
+            jax.debug.callback(lambda x: seen.update(forwards=len(x)), x)
+            return x, None
+
+        def backward(_, dx):
+            jax.debug.callback(lambda dx: seen.update(backwards=len(dx)), dx)
+            return (dx,)
+
+        watch.defvjp(forward, backward)
+        self.watch = watch
+
+
+def watched(watch, weights, x):
+    return watch.watch(x).reshape(x.shape[0], -1) @ weights
+
+
 def two_classes(slope, offset, root, x):
     flat = x.reshape(x.shape[0], -1)[:, :2]
     return (slope * flat + offset + jnp.sqrt(0 * flat + root)) * jnp.array([1.0, -1.0])
+
+
+# These move all pixels.
+MASKLESS = ("spatial_grid", "spatial_draws", "flow", "patch")
+
+
+@pytest.mark.parametrize("name", [name for name in ATTACKS if name not in MASKLESS])
+def test_pixels_off_the_mask_are_untouched(name, tiny, key):
+    model, _, x, y = tiny
+    mask = np.ones(x.shape[1:], np.float32)
+    mask[0] = 0
+    x_adv = on_ball(ATTACKS[name](), mask=mask)(key, model, x, y)
+    np.testing.assert_array_equal(x_adv[:, 0], x[:, 0])
+    assert (x_adv[:, 1:] != x[:, 1:]).any()
+
+
+@pytest.mark.parametrize("name", MASKLESS)
+def test_a_mask_that_cannot_hold_is_refused(name, tiny):
+    with pytest.raises(ValueError, match="given a mask; a ball without one is taken"):
+        on_ball(ATTACKS[name](), mask=np.ones(tiny[2].shape[1:], np.float32))
+
+
+# Losses that are no use towards a class; and one that chooses its own.
+UNAIMED = ("apgd_linf_dlr", "autoattack_linf", "apgd_l2_rank")
+
+
+@pytest.mark.parametrize("name", [n for n in ATTACKS if n not in (*UNAIMED, "targeted")])
+def test_aimed_at_a_class_it_goes_there(name, tiny, key):
+    model, _, x, y = tiny
+    target = (y + 1) % 5
+    attack = Targeted(ATTACKS[name]())
+    record = attack.run(key, model, x, target)
+    ball = ball_of(attack)
+    assert (ball.size(record.x_adv - x) <= ball.eps * (1 + 1e-6) + 1e-6).all()
+    np.testing.assert_array_equal(record.success, jnp.argmax(model(record.x_adv), axis=1) == target)
+    assert (margin(model(record.x_adv), target) < margin(model(x), target)).any()
+
+
+@pytest.mark.parametrize("name", UNAIMED)
+def test_what_cannot_be_aimed_is_refused(name):
+    with pytest.raises(ValueError, match="targeted=True"):
+        ATTACKS[name]().aimed()
+
+
+# The model sees more than is counted where parts of equal size are padded, and less where a source
+# is attacked in its place; the tests of these attacks count otherwise.
+PADDED = ("fab_l1_in_chunks", "hop_skip_jump_l2", "hop_skip_jump_linf", "transferred")
+
+
+@pytest.mark.parametrize("name", [name for name in ATTACKS if name not in PADDED])
+def test_the_ledger_is_what_the_model_saw(name, tiny, key):
+    """One example that hardly moves: nothing is padded, and nobody who is done is carried on."""
+    _, weights, x, y = tiny
+    seen = collections.Counter()
+    model = jax.tree_util.Partial(functools.partial(watched, Watch(seen)), weights)
+    record = ATTACKS[name]().scaled(np.float32(1e-3)).run(key, model, x[:1], y[:1])
+    jax.effects_barrier()
+    assert seen["forwards"] == int(record.forwards[0])
+    assert seen["backwards"] == int(record.backwards[0])
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_eight_devices_are_as_one(name, tiny, key):
+    (model, _, x, y), make = tiny, ATTACKS[name]
+    x, y = jnp.concatenate([x, x[:2]]), jnp.concatenate([y, y[:2]])
+    keys = example_keys(key, 8)
+    sharding = NamedSharding(Mesh(np.asarray(jax.devices()), "batch"), PartitionSpec("batch"))
+    one = make().run(keys, model, x, y)
+    eight = make().run(*jax.device_put((keys, model, x, y), (sharding, None, sharding, sharding)))
+    # NES divides the rounding of the model's answers by 2 sigma, .002.
+    atol = 1e-5 if name.startswith("nes") else 1e-6
+    np.testing.assert_allclose(one.x_adv, eight.x_adv, atol=atol)
+    for field in ("success", "forwards", "backwards", "first_success"):
+        np.testing.assert_array_equal(getattr(one, field), getattr(eight, field), err_msg=field)
 
 
 @TABLE
@@ -196,16 +321,6 @@ def test_eps_per_example_equals_one_at_a_time(name, tiny, key):
         one = PGD(ball=replace(BALLS[name], eps=eps[i]), steps=3)
         alone = one(keys[i : i + 1], model, x[i : i + 1], y[i : i + 1])
         np.testing.assert_allclose(record.x_adv[i], alone[0], atol=1e-5)
-
-
-@pytest.mark.parametrize("name", ["linf", "l2", "l1", "l0"])
-def test_pixels_off_the_mask_are_untouched(name, tiny, key):
-    model, _, x, y = tiny
-    mask = np.zeros(x.shape[1:], np.float32)
-    mask[:2] = 1
-    x_adv = PGD(ball=replace(BALLS[name], mask=mask), steps=4)(key, model, x, y)
-    np.testing.assert_array_equal(x_adv[:, 2:], x[:, 2:])
-    assert (x_adv[:, :2] != x[:, :2]).any()
 
 
 def test_targeted_reaches_the_label_given(tiny, key):
