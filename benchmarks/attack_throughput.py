@@ -45,11 +45,12 @@ NETS: dict[str, tuple[dict[str, Any], tuple[int, int, int], int, float, float]] 
 # The row of peers.py that holds the peers, and their settings; what they are told beside the step
 # count there is in peers.py.
 ATTACKS: dict[str, str] = {
-    "pgd": "pgd linf", "apgd-ce": "apgd-ce linf", "deepfool": "deepfool l2", "ddn": "ddn l2",
-    "fmn": "fmn l2", "cw": "cw l2", "cw-1x100": "cw l2 one search", "jsma": "jsma l0",
-    "square": "square linf", "autoattack": "autoattack linf",
+    "pgd": "pgd linf", "apgd-ce": "apgd-ce linf", "deepfool": "deepfool l2", "fab": "fab linf",
+    "ddn": "ddn l2", "fmn": "fmn l2", "cw": "cw l2", "cw-1x100": "cw l2 one search",
+    "jsma": "jsma l0", "square": "square linf", "square-200": "square linf 200",
+    "autoattack": "autoattack linf",
 }  # fmt: skip
-FIXED = ("pgd", "apgd-ce", "square", "autoattack")  # the others look for the smallest distance
+FIXED = ("pgd", "apgd-ce", "square", "square-200", "autoattack")  # else the smallest distance
 PGD_CONTENDERS = (
     "advjax",
     "Foolbox",
@@ -265,6 +266,7 @@ class AdvjaxSide:
             ),
             "apgd-ce": lambda: a.APGD(ball=ball),
             "deepfool": lambda: a.DeepFool(ball=L2()),
+            "fab": lambda: a.FAB(ball=Linf(), steps=20),
             "ddn": lambda: a.DDN(ball=L2()),
             "fmn": lambda: a.FMN(ball=L2()),
             "cw": lambda: a.CarliniWagner(ball=L2()),
@@ -273,6 +275,7 @@ class AdvjaxSide:
             ),
             "jsma": lambda: a.JSMA(ball=L0()),
             "square": lambda: a.Square(ball=ball, steps=1000),
+            "square-200": lambda: a.Square(ball=ball, steps=200),
             "autoattack": lambda: a.AutoAttack(ball=ball),
         }[task["attack"]]()
         y = self.y
@@ -300,7 +303,8 @@ def reached(attack: str, change: Any, answer: Any, y: Any) -> dict[str, Any]:
     out: dict[str, Any] = {"success": float(wrong.mean())}
     if attack not in FIXED:
         flat = change.reshape(len(change), -1)
-        size = (flat != 0).sum(1) if attack == "jsma" else np.sqrt((flat**2).sum(1))
+        norms = {"jsma": lambda: (flat != 0).sum(1), "fab": lambda: np.abs(flat).max(1)}
+        size = norms.get(attack, lambda: np.sqrt((flat**2).sum(1)))()
         median = float(np.median(np.where(wrong, size, np.inf)))
         out["median"] = median if np.isfinite(median) else None
     return out

@@ -163,6 +163,9 @@ PEERS: dict[str, dict[str, Peer]] = {
     "square linf": {
         "torchattacks": _torchattacks("Square", norm="Linf", n_queries=1000, resc_schedule=False),
     },
+    "square linf 200": {
+        "torchattacks": _torchattacks("Square", norm="Linf", n_queries=200, resc_schedule=False),
+    },
     "square l2": {
         "torchattacks": _torchattacks("Square", norm="L2", n_queries=1000, resc_schedule=False),
     },

@@ -33,6 +33,7 @@ from advjax import (
     FGSM,
     PGD,
     Attack,
+    GradientPenalty,
     Linf,
     LogitSqueezing,
     Square,
@@ -55,6 +56,8 @@ class Config:
     weight_decay: float = 5e-4
     """Factor on the weights that is added to their gradients."""
     label_smoothing: float = 0.1
+    penalty: float = 1.0
+    """Weight of the squared gradient of the loss in the image."""
     hidden: tuple[int, ...] = (256, 256)
     """Widths of the hidden layers."""
     train_examples: int = 20_000
@@ -83,6 +86,8 @@ def main(config: Config, run_dir: Path, progress: Any = None) -> dict[str, Any]:
         "weight decay": {**plain, "decay": config.weight_decay},
         "label smoothing": {**plain, "objective": Standard(label_smoothing=config.label_smoothing)},
         "logit squeezing": {**plain, "objective": LogitSqueezing()},
+        "noise": {**plain, "objective": LogitSqueezing(weight=0.0)},  # squeezing has it too
+        "input gradient": {**plain, "objective": GradientPenalty(weight=config.penalty)},
     }
     rows = []
     for seed in config.seeds:

@@ -269,6 +269,10 @@ class Iterative(Attack):
         del state
         return None
 
+    def fitting_size(self, rows: int, batch: int) -> int:
+        """In what batch so many live examples go on; every size is another compilation."""
+        return fitting_size(rows, batch)
+
     def solve(self, key: Key, model: Any, x: Array, y: Array, *, record: bool) -> Record:
         traced = is_traced(self, key, model, x, y)
         own_loop = self.loop not in (auto_loop, host_loop)
@@ -328,7 +332,7 @@ def _drive(
         left = np.flatnonzero(np.asarray(_live(pieces, state))[: len(rows)])
         if not len(left):
             break
-        size = fitting_size(len(left), x.shape[0])
+        size = pieces.fitting_size(len(left), batch)
         if compact and size < x.shape[0]:
             whole = put_rows(whole, state, padded_rows(rows, x.shape[0], batch))
             rows = rows[left]

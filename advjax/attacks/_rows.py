@@ -34,10 +34,10 @@ def put_rows(whole: Any, part: Any, rows: Any) -> Any:
     return jax.tree.map(put, whole, part)
 
 
-def close_size(rows: int, batch: int) -> int:
+def close_size(rows: int, batch: int, parts: int = 16, smallest: int = _SMALLEST) -> int:
     """The smallest multiple of a sixteenth of the batch that holds so many rows: for long runs,
     where a compilation costs less than running a tenth more examples."""
-    unit = max(-(-batch // 16), _SMALLEST)
+    unit = max(-(-batch // parts), smallest)
     return min(-(-rows // unit) * unit, batch)
 
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from advjax.attacks._checks import check_ball, check_count
 from advjax.attacks._iterate import Iterative, Loop, auto_loop, outcome
-from advjax.attacks._rows import widen
+from advjax.attacks._rows import close_size, widen
 from advjax.balls import L1, L2, Ball, Linf
 from advjax.checks import looks_like_probabilities
 from advjax.losses import margin
@@ -29,6 +29,7 @@ from advjax.types import (
 
 _FINAL = 2**32 - 2  # what a key is folded with for the last judgement
 _SHORTEST = 1e-5  # of a step: on the boundary itself the exact step is zero and goes nowhere
+_TOGETHER = 192  # gradients at a time on a CPU, whose cache holds no more of a small network's
 _LONGEST = 1e6  # of a step, far out of any box: a vanishing gradient asks for infinity
 
 
@@ -133,7 +134,8 @@ def nearest_plane(
       back: the point minus the one that distances are measured from; None if they are the same.
       measure: distances ``[n, B]`` of several planes from their slopes and what is to be gained;
         by default as if there were no box.
-      chunk: boundaries differentiated at a time; None for all of them.
+      chunk: most boundaries differentiated at a time; None for all of them, on a CPU for as many
+        as its cache likes.
     """
     classes = logits.shape[-1]
     hot = lambda index: jax.nn.one_hot(index, classes, dtype=logits.dtype)
@@ -166,10 +168,15 @@ def nearest_plane(
             distance=pick(distance),
         )
 
-    count = raised.shape[0]
-    if chunk is None or chunk >= count:
+    count, most = raised.shape[0], chunk
+    if most is None:
+        most = count
+        if jax.default_backend() == "cpu":
+            most = max(_TOGETHER // raised.shape[1], 1)
+    parts = -(-count // most)
+    if parts == 1:
         return nearest(raised)
-    parts = -(-count // chunk)
+    chunk = -(-count // parts)  # equal parts
     padded = jnp.concatenate([raised, jnp.repeat(raised[-1:], parts * chunk - count, axis=0)])
     padded = padded.reshape(parts, chunk, -1)
 
@@ -211,7 +218,8 @@ class DeepFool(Iterative):
       overshoot: how much farther than the boundary to go, relative to the whole perturbation.
       classes: look at this many classes only, those with the largest logits on the clean image,
         the label among them (the authors' code takes 10); None for all.
-      chunk: gradients of how many classes are held at a time; None for all.
+      chunk: gradients of how many classes are held at a time, at most; None for what is fastest,
+        on a GPU all.
       targeted: labels are targets: every step goes to the boundary between the target and the
         strongest other class, an extension.
       loop: who iterates.
@@ -252,6 +260,10 @@ class DeepFool(Iterative):
 
     def live(self, state: _State) -> Array:
         return state.first_success < 0
+
+    def fitting_size(self, rows: int, batch: int) -> int:
+        # A step is K + 1 passes: carrying examples along costs more than a few compilations.
+        return close_size(rows, batch, parts=8, smallest=2)
 
     def step(self, i: Array, state: _State, model: Any, x: Array, y: Array) -> _State:
         live = self.live(state)

@@ -69,6 +69,6 @@ def test_the_study_of_controls_has_every_arm_at_every_radius(tmp_path, monkeypat
     experiment, _ = loaded("dropout_and_weight_decay", monkeypatch)
     config = experiment.config(epochs=1, batch_size=8, queries=2, seeds=(0,), examples=8)
     found = experiment.main(config, tmp_path)
-    assert len(found["rows"]) == 5 * len(config.eps)
+    assert len(found["rows"]) == 7 * len(config.eps)
     names = ("FGSM", "PGD-40", "Auto-PGD", "Square")
     assert all(row["worst"] <= min(row[name] for name in names) for row in found["rows"])

@@ -17,7 +17,7 @@ def test_a_round_is_measured_on_training_and_test_images(tmp_path, monkeypatch):
     rng = np.random.default_rng(0)
     data = Dataset(rng.integers(0, 256, (40, 28, 28, 1), np.uint8), np.arange(40) % 10)
     monkeypatch.setattr(module, "load", lambda *_: data)
-    small = {"size": 24, "training_steps": 2, "batch_size": 8, "examples": 8}
+    small = {"size": 24, "epochs": 1, "batch_size": 8, "examples": 8}
     config = experiment.config(seeds=(0,), warm=(True,), rounds=1, steps=2, **small)
     found = experiment.main(config, tmp_path)
     (row,) = found["rows"]
