@@ -221,7 +221,7 @@ PEERS: dict[str, dict[str, Peer]] = {
     },
     "cw linf": {
         "adv-lib": _adv_lib(
-            "carlini_wagner.linf", "carlini_wagner_linf", max_iterations=30, learning_rate=0.03
+            "carlini_wagner.linf", "carlini_wagner_linf", max_iterations=20, learning_rate=0.05
         ),
     },
     "ead l1": {

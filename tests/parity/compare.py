@@ -134,10 +134,10 @@ ROWS: dict[str, Row] = {
         "5 searches of 100 steps of .1",
     ),
     "cw linf": _least(
-        lambda: a.CarliniWagnerLinf(ball=Linf(), steps=1500, attempt=30, step_size=0.03),
+        lambda: a.CarliniWagnerLinf(ball=Linf(), steps=1000, attempt=20, step_size=0.05),
         "cln",
         Linf(),
-        "attempts of 30 steps of .03",
+        "attempts of 20 steps of .05",
     ),
     "ead l1": _least(
         lambda: a.EAD(ball=L1(), searches=5, steps=50),

@@ -116,13 +116,15 @@ def measure(row: Row, model: Any, x: np.ndarray, y: np.ndarray) -> dict[str, Any
         }
     records = [attack.run(keys[b], model, x[b], y[b]) for b in _parts(x)]
     found = np.concatenate([record.success for record in records])
-    distance = np.concatenate([record.distance for record in records])[found & right]
+    distance = np.concatenate([record.distance for record in records])
+    first, distance = distance[:250][(found & right)[:250]], distance[found & right]
     return {
         "right": float((~found).mean()),
         "found": int((found & right).sum()),
         "of": int(right.sum()),
         "mean": float(distance.mean()),
         "median": float(np.median(distance)),
+        "mean_of_250": float(first.mean()),
         "seconds": time.perf_counter() - start,
     }
 
@@ -145,6 +147,8 @@ def table(results: dict[str, Any]) -> str:
         shown = f"{value:.2f} %"
         if norm:
             shown = f"{value:.4g}{unit} ({got['found']} of {got['of']} found)"
+            if row.n > 250 and "mean_of_250" in got:
+                shown += f", first 250 {got['mean_of_250']:.4g}"
         published = difference = ""
         if row.published is not None:
             published = f"{row.published:g}{'' if norm else ' %'} ({row.source})"
@@ -168,7 +172,11 @@ percent of all test images still classified right. Minimum norm: mean distance, 
 norm, of the images that are classified right and were found, a seeded random subset. Made by
 `python tests/parity/published.py`, JAX {version}.
 
-{table}"""
+{table}
+FGSM leaves less of the natural network than in PyTorch: advjax's cross-entropy has a gradient where
+the usual form's has rounded to zero (with ``jax.nn.log_softmax`` it leaves 1.12 %). Distances of a
+seeded 1,000 or 2,000 of the 10,000 test images; the publishers' are of images of their choice.
+"""
 
 
 def main() -> None:

@@ -44,16 +44,20 @@ def test_square_finds_in_l2_what_masked_gradients_hide(lenet5, digits):
     assert found.worst.value <= robust["Square"]
 
 
-@pytest.mark.parametrize(("net", "eps"), [("adv", 0.3), ("cln", 0.1)])
-def test_each_stronger_attack_leaves_no_more(net, eps, lenet5, digits):
-    ball = Linf(eps)
+def test_each_stronger_attack_leaves_no_more(lenet5, digits):
+    """On the natural network; on the other the steps are smaller than chance on so few images.
+
+    There, on 1,000 (docs/parity.md), PGD-40 leaves 94.8 %, APGD-CE 92.4 and APGD-T 92.3, and on 500
+    (benchmarks/results/autoattack_reference.md) AutoAttack 89.6.
+    """
+    ball = Linf(0.1)
     attacks = {
         "PGD": PGD(ball=ball, steps=40),
         "APGD-CE": APGD(ball=ball),
         "APGD-T": WorstOf(tuple(APGD(ball=ball, rank=rank) for rank in range(1, 10))),
         "AutoAttack": AutoAttack(ball=ball),
     }
-    found = evaluate(lenet5(net), digits.subset(40), attacks, key=KEY)
+    found = evaluate(lenet5("cln"), digits.subset(40), attacks, key=KEY)
     robust = [found.robust[name].value for name in attacks]
     assert robust == sorted(robust, reverse=True), robust
     assert robust[-1] < robust[0], robust
