@@ -36,7 +36,7 @@ def test_square_finds_in_l2_what_masked_gradients_hide(lenet5, digits):
         "PGD x 10": Restarts(PGD(ball=ball, steps=40), n=10),
         "Square": Square(ball=ball, steps=1000),
     }
-    found = evaluate(lenet5("adv"), digits.subset(60), attacks, key=KEY)
+    found = evaluate(lenet5("adv"), digits.subset(40), attacks, key=KEY)
     robust = {name: accuracy.value for name, accuracy in found.robust.items()}
     assert robust["Square"] <= robust["PGD x 10"] - 0.2
     left = ~(found.attacks["PGD x 10"].success | found.attacks["Square"].success)
