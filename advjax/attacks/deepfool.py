@@ -27,6 +27,7 @@ from advjax.types import (
     static,
 )
 
+_ROUNDING = 1e-6  # of the largest logit
 _FINAL = 2**32 - 2  # what a key is folded with for the last judgement
 _SHORTEST = 1e-5  # of a step: on the boundary itself the exact step is zero and goes nowhere
 _TOGETHER = 192  # gradients at a time on a CPU, whose cache holds no more of a small network's
@@ -210,7 +211,7 @@ class DeepFool(Iterative):
     Every step goes to the nearest of the linearised boundaries between the label and the other
     classes. The image tested and returned is ``x + (1 + overshoot) * sum of the steps``, cut to box
     and ball after every step: what is cut off is not made up for later. An example stops as soon
-    as it is adversarial.
+    as it is adversarial by more than float32's rounding.
 
     Attributes:
       ball: ``L2()`` or ``Linf()``; a finite eps keeps every step inside the ball.
@@ -287,11 +288,14 @@ class DeepFool(Iterative):
         x_adv = self.ball.apply(x, state.x_adv + step - x)
         # One forward pass more tells now who is done: the next step would, but differentiating.
         judged = ask(model, x_adv, y, draw(2 * i + 2), targeted=self.targeted)
+        # Past the boundary by no more than rounding, another batch size would call it back.
+        beyond = margin(judged.logits, y) * (-1 if self.targeted else 1)
+        clear = beyond > _ROUNDING * jnp.max(jnp.abs(judged.logits), axis=-1)
         keep = lambda new, old: jnp.where(widen(live, new), new, old)
         return replace(
             state,
             x_adv=keep(x_adv, state.x_adv),
-            first_success=jnp.where(live & judged.success, i + 1, state.first_success),
+            first_success=jnp.where(live & judged.success & clear, i + 1, state.first_success),
             forwards=state.forwards + 2 * live,
             backwards=state.backwards + raised.shape[0] * live,
             zero_gradient=state.zero_gradient + (live & (plane.size == 0)),

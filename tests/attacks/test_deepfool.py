@@ -107,3 +107,19 @@ def test_refusals_say_what_is_taken():
         DeepFool(ball=L2(), classes=1)
     with pytest.raises(ValueError, match="chunk=0"):
         DeepFool(ball=L2(), chunk=0)
+
+
+def offset_scores(weights, x):
+    score = x.reshape(x.shape[0], -1) @ weights
+    return 1e3 + jnp.stack([jnp.zeros_like(score), score], axis=1)
+
+
+def test_a_success_is_more_than_the_rounding_of_the_logits(key):
+    """Else a forward pass of a batch of another size may call it back."""
+    weights = jnp.asarray([1.0, -1.0, 0.5, 0.25])
+    model = jax.tree_util.Partial(offset_scores, weights)
+    x = jnp.asarray([[0.5, 0.5003, 0.0, 0.0], [0.5, 0.6, 0.0, 0.0]])  # the first near the boundary
+    record = DeepFool(ball=L2()).run(key, model, x, jnp.zeros(2, jnp.int32))
+    logits = model(record.x_adv)
+    assert record.success.all()
+    assert (logits[:, 1] - logits[:, 0] > 1e-6 * jnp.abs(logits).max(axis=1)).all()
