@@ -173,7 +173,7 @@ def adaptive(config: Config, inside: Any) -> dict[str, Any]:
     ball = Linf(config.eps)
     pgd = PGD(ball=ball, step_size=config.eps / 10, steps=40)
     return {
-        "transfer": Transferred(APGD(ball=ball), source=inside),
+        "transfer": Transferred(APGD(ball=ball, until_success=False), source=inside),
         "Square, EOT": EOT(Square(ball=ball, steps=config.queries), samples=5),
         "PGD-40, BPDA": pgd,
         "PGD-40, BPDA + EOT": EOT(pgd, samples=config.samples),

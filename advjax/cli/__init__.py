@@ -9,7 +9,7 @@ import sys
 import warnings
 from collections.abc import Sequence
 
-COMMANDS = ("demo", "train", "evaluate", "attack", "predict", "report")
+COMMANDS = ("demo", "train", "sweep", "evaluate", "attack", "predict", "report")
 
 USAGE = """\
 usage: advjax COMMAND ... [--help]
@@ -19,6 +19,7 @@ Attack, harden and measure neural classifiers in JAX.
   demo               train a standard and a robust classifier on 8x8 digits, attack both,
                      print one table and write an HTML report (about a minute)
   train FILE         run an experiment file; every field of its Config is an option
+  sweep FILE         run every configuration of an experiment file's grid, and show the table
   evaluate RUN       clean and robust accuracy of a trained classifier, with 95 % intervals
   attack IMAGE ...   make adversarial versions of PNG or JPEG images
   predict IMAGE ...  class and probabilities of images

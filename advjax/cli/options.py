@@ -168,7 +168,7 @@ def load_run(path: Path, which: str) -> Run:
 
 def _own_module(folder: Path, said: dict[str, Any]) -> Any:
     """The network of an experiment that brings its own, built by the run's copy of the file."""
-    from advjax.cli.experiment import load_experiment
+    from advjax.experiment import load_experiment
 
     source = folder / "experiment.py"
     if "foreign" not in said["training"]["network"] or not source.is_file():

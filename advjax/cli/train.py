@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import inspect
 import json
 import time
 from collections.abc import Mapping, Sequence
@@ -13,8 +12,8 @@ from typing import Any
 import tyro
 
 from advjax.cli.console import Console
-from advjax.cli.experiment import SHAPE, Experiment, load_experiment
 from advjax.cli.parsing import UsageError, parse
+from advjax.experiment import SHAPE, Experiment, load_experiment
 
 PROG = "advjax train"
 DESCRIPTION = f"""Runs an experiment file: advjax train FILE [--field value ...]
@@ -46,7 +45,7 @@ def main(args: Sequence[str]) -> None:
     if args[0].startswith("-"):
         raise UsageError(f"the experiment file comes first: {PROG} FILE [--field value ...]")
     experiment = load_experiment(Path(args[0]))
-    options, config = _parse(experiment, args)
+    options, config = parse_beside(RunOptions, experiment, args, PROG)
     console = Console(options.json)
     folder = options.run or Path("runs") / experiment.path.stem
     if experiment.build is not None:
@@ -55,23 +54,25 @@ def main(args: Sequence[str]) -> None:
         _study(experiment, config, folder, console)
 
 
-def _parse(experiment: Experiment, args: Sequence[str]) -> tuple[RunOptions, Any]:
-    """The options of the command and the experiment's own, side by side."""
-    taken = {f.name for f in dataclasses.fields(RunOptions)}
-    own = {f.name for f in dataclasses.fields(experiment.config)}
-    if taken & own:
+def parse_beside(
+    own: type, experiment: Experiment, args: Sequence[str], prog: str
+) -> tuple[Any, Any]:
+    """The options of the command, ``own``, and the experiment's, side by side."""
+    taken = {f.name for f in dataclasses.fields(own)}
+    both = taken & {f.name for f in dataclasses.fields(experiment.config)}
+    if both:
         raise UsageError(
-            f"{experiment.path}: Config has a field {sorted(taken & own)[0]}, an option of "
-            f"advjax train itself; other names than {', '.join(sorted(taken))} are taken"
+            f"{experiment.path}: Config has a field {sorted(both)[0]}, an option of {prog} itself; "
+            f"other names than {', '.join(sorted(taken))} are taken"
         )
     plain: Any = tyro.conf.OmitArgPrefixes
     fields = [
         (name, plain[cls], dataclasses.field(default_factory=cls))
-        for name, cls in (("command", RunOptions), ("config", experiment.config))
+        for name, cls in (("command", own), ("config", experiment.config))
     ]
-    both = dataclasses.make_dataclass("Options", fields, frozen=True)
+    options = dataclasses.make_dataclass("Options", fields, frozen=True)
     found: Any = parse(
-        both, args[1:], prog=f"{PROG} {experiment.path}", description=experiment.summary
+        options, args[1:], prog=f"{prog} {experiment.path}", description=experiment.summary
     )
     return found.command, found.config
 
@@ -179,7 +180,7 @@ def _study(experiment: Experiment, config: Any, folder: Path, console: Console) 
     folder.mkdir(parents=True, exist_ok=True)
     try:
         with watch(console) as progress:
-            told = {"progress": progress} if _takes_progress(experiment.main) else {}
+            told = {"progress": progress} if experiment.takes_progress else {}
             found = experiment.main(config, folder, **told)
     except Stopped as stopped:
         console.note(f"advjax: {stopped}")
@@ -191,7 +192,3 @@ def _study(experiment: Experiment, config: Any, folder: Path, console: Console) 
     console.result({"run": str(folder), **found})
     console.say(text if text is not None else json.dumps(found, indent=2))
     console.say(f"written to {folder / 'result.json'}")
-
-
-def _takes_progress(function: Any) -> bool:
-    return "progress" in inspect.signature(function).parameters

@@ -263,7 +263,7 @@ class _Run:
         self.save()
         if self.checkpoints is not None:
             self.checkpoints.wait()
-        raise Stopped(self.signals.received, self.step)
+        raise Stopped(self.signals.received, f"step {self.step}")
 
     def flush(self) -> None:
         """Fetches the metrics that wait on the device, checks them and writes them down."""

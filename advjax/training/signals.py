@@ -14,12 +14,12 @@ class Stopped(SystemExit):  # noqa: N818 - an exit, not an error
     Left uncaught it ends the process with code 128 + signal: 143 for SIGTERM, 130 for SIGINT.
     """
 
-    def __init__(self, number: int, step: int) -> None:
+    def __init__(self, number: int, after: str) -> None:
         super().__init__(128 + number)
-        self.step = step
+        self.after = after
 
     def __str__(self) -> str:
-        return f"stopped after step {self.step}; the same command again goes on from there"
+        return f"stopped after {self.after}; the same command again goes on from there"
 
 
 class Signals:

@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from advjax.cli import main
-from advjax.cli.experiment import load_experiment
+from advjax.experiment import load_experiment
 
 Capture = pytest.CaptureFixture[str]
 

@@ -9,8 +9,8 @@ import jax
 import numpy as np
 import pytest
 
-from advjax.cli.experiment import load_experiment
 from advjax.data import load, to_float
+from advjax.experiment import load_experiment
 from advjax.training import fit
 
 FOLDER = Path(__file__).parents[2] / "experiments"

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import jax
 
-from advjax.cli.experiment import load_experiment
+from advjax.experiment import load_experiment
 from advjax.training import fit
 
 FOLDER = Path(__file__).parents[2] / "experiments"

@@ -13,8 +13,8 @@ import jax
 import numpy as np
 import pytest
 
-from advjax.cli.experiment import Experiment, load_experiment
 from advjax.data import Dataset
+from advjax.experiment import Experiment, load_experiment
 from advjax.training import fit
 
 FILES = sorted((Path(__file__).parents[2] / "experiments").glob("*.py"))

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from advjax import PGD
-from advjax.cli.experiment import load_experiment
 from advjax.data import Dataset
+from advjax.experiment import load_experiment
 from advjax.training import fit
 
 FOLDER = Path(__file__).parents[2] / "experiments"

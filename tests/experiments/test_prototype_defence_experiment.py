@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from advjax.cli.experiment import load_experiment
 from advjax.evaluation import Accuracy
+from advjax.experiment import load_experiment
 from advjax.types import example_keys
 
 ROOT = Path(__file__).parents[2]

@@ -1,5 +1,6 @@
 """The studies of regularisers and of FGSM training, on made-up images and a tiny perceptron."""
 
+import dataclasses
 import functools
 import sys
 from pathlib import Path
@@ -7,8 +8,8 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from advjax.cli.experiment import load_experiment
 from advjax.data import Dataset
+from advjax.experiment import load_experiment
 from advjax.models import create
 from advjax.training import fit
 
@@ -55,6 +56,19 @@ def test_the_study_of_fgsm_training_has_its_controls(tmp_path, monkeypatch):
     assert [row["trained_on"] for row in found["rows"]] == ["clean", "fgsm", "signs", "uniform"]
     assert all(row["fgsm"] >= row["clean"] for row in found["rows"])
     assert len(found["table"].splitlines()) == 5
+
+
+def test_the_study_of_ensembles_judges_on_a_network_that_no_arm_saw(tmp_path, monkeypatch):
+    experiment, module = loaded("ensemble_adversarial", monkeypatch)
+    config = experiment.config(epochs=1, batch_size=8, train_examples=40, seeds=(0,), steps=2)
+    found = experiment.main(dataclasses.replace(config, examples=20), tmp_path)
+    assert [row["trained on"] for row in found["rows"]] == ["clean", "fgsm", "ensemble"]
+    assert all(row["worst"] <= min(row["clean"], row["apgd"]) for row in found["rows"])
+    folders = {p.name for p in (tmp_path / "seed-0").iterdir()}
+    assert folders == {f"on-{n}" for n in (*module.SOURCES, module.UNSEEN)} | {
+        "clean", "fgsm", "ensemble",
+    }  # fmt: skip
+    assert len(found["table"].splitlines()) == 4
 
 
 def test_random_signs_move_every_pixel_by_eps(monkeypatch):

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from advjax.cli.experiment import load_experiment
 from advjax.data import Dataset
+from advjax.experiment import load_experiment
 
 FILE = Path(__file__).parents[2] / "experiments" / "retraining.py"
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from advjax.cli.experiment import load_experiment
 from advjax.data import load
+from advjax.experiment import load_experiment
 from advjax.training import fit
 
 FOLDER = Path(__file__).parents[2] / "experiments"

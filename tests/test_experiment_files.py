@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from advjax.cli.experiment import load_experiment
-from advjax.cli.parsing import UsageError
+from advjax.experiment import ExperimentError, load_experiment
 
 GOOD = '''"""One claim,
 told in two lines.
@@ -51,15 +50,15 @@ def test_a_file_with_its_three_parts_is_taken(tmp_path: Path) -> None:
     ],
 )  # fmt: skip
 def test_a_missing_part_is_named(tmp_path: Path, change, lacks: str) -> None:
-    with pytest.raises(UsageError, match=f"lacks .*{lacks}.*an experiment file has"):
+    with pytest.raises(ExperimentError, match=f"lacks .*{lacks}.*an experiment file has"):
         load_experiment(written(tmp_path, change(GOOD)))
 
 
 def test_files_that_are_not_there_or_do_not_import_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="no experiment file"):
+    with pytest.raises(ExperimentError, match="no experiment file"):
         load_experiment(tmp_path / "none.py")
-    with pytest.raises(UsageError, match="does not import: NameError"):
+    with pytest.raises(ExperimentError, match="does not import: NameError"):
         load_experiment(written(tmp_path, GOOD + "\nundefined\n"))
-    with pytest.raises(UsageError, match="is no Python file"):
+    with pytest.raises(ExperimentError, match="is no Python file"):
         (tmp_path / "notes.txt").write_text("x")
         load_experiment(tmp_path / "notes.txt")

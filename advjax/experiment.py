@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import inspect
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from advjax.cli.parsing import UsageError
-
 SHAPE = (
     "an experiment file has a docstring, a frozen dataclass Config whose fields all have defaults, "
     "and build(config) -> Training or main(config, run_dir) -> dict"
 )
+
+
+class ExperimentError(ValueError):
+    """A file that is no experiment; one line that says what is missing."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,27 +30,34 @@ class Experiment:
       config: its frozen dataclass ``Config``.
       build: ``build(config) -> Training``, or None.
       main: ``main(config, run_dir) -> dict`` of a study with several trainings, or None.
+      grid: the ``Grid`` that ``advjax sweep`` runs, or ``grid(config) -> Grid``; or None.
     """
 
     path: Path
     summary: str
     config: type
     build: Callable[[Any], Any] | None
-    main: Callable[[Any, Path], dict[str, Any]] | None
+    main: Callable[..., dict[str, Any]] | None
+    grid: Any = None
+
+    @property
+    def takes_progress(self) -> bool:
+        """Whether ``main`` has a third argument, ``progress``, to pass on to ``fit``."""
+        return self.main is not None and "progress" in inspect.signature(self.main).parameters
 
 
 def load_experiment(path: Path) -> Experiment:
     """Imports the file and checks that it is an experiment.
 
     Raises:
-      UsageError: if there is no such file, it does not import, or it lacks a part.
+      ExperimentError: if there is no such file, it does not import, or it lacks a part.
     """
     path = Path(path)
     if not path.is_file():
-        raise UsageError(f"no experiment file {path}")
+        raise ExperimentError(f"no experiment file {path}")
     spec = importlib.util.spec_from_file_location(f"advjax_experiment_{path.stem}", path)
     if spec is None or spec.loader is None:
-        raise UsageError(f"{path} is no Python file; {SHAPE}")
+        raise ExperimentError(f"{path} is no Python file; {SHAPE}")
     module = importlib.util.module_from_spec(spec)
     # Annotations of the dataclass are resolved through sys.modules.
     sys.modules[spec.name] = module
@@ -55,7 +65,7 @@ def load_experiment(path: Path) -> Experiment:
         spec.loader.exec_module(module)
     except Exception as error:
         del sys.modules[spec.name]
-        raise UsageError(f"{path} does not import: {type(error).__name__}: {error}") from error
+        raise ExperimentError(f"{path} does not import: {type(error).__name__}: {error}") from error
     config = getattr(module, "Config", None)
     build, main = getattr(module, "build", None), getattr(module, "main", None)
     missing = [
@@ -68,10 +78,10 @@ def load_experiment(path: Path) -> Experiment:
         if not there
     ]
     if missing:
-        raise UsageError(f"{path} lacks {' and '.join(missing)}; {SHAPE}")
+        raise ExperimentError(f"{path} lacks {' and '.join(missing)}; {SHAPE}")
     assert config is not None
     summary = (module.__doc__ or "").strip().split("\n\n")[0]
-    return Experiment(path, summary, config, build, main)
+    return Experiment(path, summary, config, build, main, getattr(module, "grid", None))
 
 
 def _is_config(config: Any) -> bool:

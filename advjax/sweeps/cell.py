@@ -1,0 +1,219 @@
+"""One cell of a sweep: run it in its own folder, and say how it ended, whatever happens."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import errno
+import functools
+import json
+import math
+import re
+import shutil
+import time
+import traceback
+import typing
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from advjax.experiment import Experiment, load_experiment
+from advjax.sweeps.outcome import Outcome, SweepError
+from advjax.training import runfolder
+from advjax.training.checkpoint import steps_in
+from advjax.training.runfolder import RunError
+
+FORMAT = 1
+_PATIENCE_S = 60.0
+# What ends the sweep instead of its cell: nothing can be written down any more.
+_LEAST_FREE = 64 * 1024
+_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """What a worker needs to know; JSON-able.
+
+    Attributes:
+      name: the configuration's hash.
+      experiment: the experiment file.
+      config: the fields of its Config.
+      folder: the cell's own folder, an absolute path.
+    """
+
+    name: str
+    experiment: str
+    config: Mapping[str, Any]
+    folder: str
+
+
+Progress = Callable[[Any], None]
+
+
+def run_cell(task: Task, progress: Progress | None = None) -> Outcome:
+    """Runs a cell, or goes on with it, or tells how it ended before.
+
+    The folder has ``cell.json``, ``run/`` (what the experiment writes) and, when it has ended,
+    ``result.json``, with ``error.txt`` after a failure. Only one process at a time runs a cell.
+
+    Raises:
+      SweepError: if another process runs it and does not end, and if the disk is full or cannot be
+        written to.
+      Stopped: if it was asked to stop; it has saved its state.
+    """
+    folder = Path(task.folder)
+    try:
+        with _alone(folder):
+            before = read_outcome(folder)
+            if before is not None:
+                return before
+            runfolder.write_json(folder / "cell.json", {"name": task.name, "config": task.config})
+            outcome = _run(task, folder, progress)
+            runfolder.write_json(
+                folder / "result.json", {"format": FORMAT, **dataclasses.asdict(outcome)}
+            )
+            return outcome
+    except OSError as error:
+        if error.errno in _NO_ROOM:
+            raise SweepError(f"{folder}: {error.strerror}; what is finished is kept") from error
+        raise
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Holds the cell; waits for the worker of an earlier driver that is still saving it."""
+    until = time.monotonic() + _PATIENCE_S
+    with contextlib.ExitStack() as stack:
+        while True:
+            try:
+                stack.enter_context(runfolder.alone(folder))
+                break
+            except RunError as error:
+                if time.monotonic() > until:
+                    raise SweepError(f"{folder} is held by another process") from error
+                time.sleep(0.2)
+        yield
+
+
+@functools.lru_cache(maxsize=4)
+def loaded(path: str) -> Experiment:
+    """The experiment, imported once a process: its functions stay the same, and so compiled."""
+    return load_experiment(Path(path))
+
+
+def read_outcome(folder: Path) -> Outcome | None:
+    """How the cell ended, or None while it has not; a damaged file counts as none."""
+    try:
+        found = json.loads((folder / "result.json").read_text())
+    except (OSError, ValueError):
+        return None
+    names = {f.name for f in dataclasses.fields(Outcome)}
+    if not isinstance(found, dict) or found.get("format") != FORMAT or not names <= set(found):
+        return None
+    return Outcome(**{name: found[name] for name in names})
+
+
+def forget(folder: Path) -> None:
+    """Lets a cell that has ended be run again."""
+    for name in ("result.json", "error.txt"):
+        (folder / name).unlink(missing_ok=True)
+
+
+def how_far(folder: Path) -> int:
+    """Steps that a cell would not have to make again; 0 where it keeps no checkpoints itself."""
+    return max(steps_in(folder / "run" / "checkpoints"), default=0)
+
+
+def _run(task: Task, folder: Path, progress: Progress | None) -> Outcome:
+    began = time.monotonic()
+    try:
+        experiment = loaded(task.experiment)
+        config = config_of(experiment, task.config)
+        metrics, seconds = _work(experiment, config, folder / "run", progress)
+    except OSError as error:
+        if error.errno in _NO_ROOM:
+            raise
+        return _failed(folder, error, began)
+    except MemoryError as error:
+        return Outcome("ko", _memory(str(error)), seconds=time.monotonic() - began)
+    except FloatingPointError as error:
+        return Outcome("ko", _diverged(error), seconds=time.monotonic() - began)
+    except Exception as error:
+        if "RESOURCE_EXHAUSTED" in str(error):
+            return Outcome("ko", _memory(str(error)), seconds=time.monotonic() - began)
+        return _failed(folder, error, began)
+    return Outcome("done", "", metrics, time.monotonic() - began if seconds is None else seconds)
+
+
+def _work(
+    experiment: Experiment, config: Any, folder: Path, progress: Progress | None
+) -> tuple[dict[str, Any], float | None]:
+    """The metrics of the experiment, and its seconds where it counts them itself."""
+    if experiment.build is not None:
+        from advjax.training import fit
+
+        result = fit(
+            experiment.build(config),
+            folder,
+            config=dataclasses.asdict(config),
+            source=experiment.path,
+            progress=progress,
+        )
+        metrics: dict[str, Any] = {"step": result.last.step}
+        if result.stopped is not None:
+            metrics["stopped"] = result.stopped
+        for which in ("last", "best"):
+            found = getattr(result, which).metrics
+            metrics.update({f"{which}/{name}": _number(v) for name, v in found.items()})
+        metrics["best/step"] = result.best.step
+        return metrics, result.history[-1]["seconds"] if result.history else None
+    assert experiment.main is not None
+    folder.mkdir(parents=True, exist_ok=True)
+    told = {"progress": progress} if experiment.takes_progress else {}
+    found = experiment.main(config, folder, **told)
+    plain = {n: _number(v) for n, v in found.items() if n != "table"}
+    return {n: v for n, v in plain.items() if isinstance(v, (int, float, str, type(None)))}, None
+
+
+def _number(value: Any) -> Any:
+    """A number as JSON has it; what is no number stays as it is."""
+    if isinstance(value, (bool, int, str)) or value is None:
+        return value
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        return value
+    return number if math.isfinite(number) else None
+
+
+def config_of(experiment: Experiment, fields: Mapping[str, Any]) -> Any:
+    """The Config of JSON fields: tuples and paths are what they were."""
+    hints = typing.get_type_hints(experiment.config)
+
+    def one(name: str, value: Any) -> Any:
+        if isinstance(value, list):
+            return tuple(one(name, v) for v in value)
+        kinds = {hints.get(name), *typing.get_args(hints.get(name))}
+        return Path(value) if isinstance(value, str) and Path in kinds else value
+
+    return experiment.config(**{name: one(name, value) for name, value in fields.items()})
+
+
+def _memory(message: str) -> str:
+    """``out of memory, needs 31.0 GB`` of an allocator's message."""
+    found = re.search(r"allocat\w* (\d+) ?bytes", message, re.IGNORECASE)
+    return "out of memory" + (f", needs {int(found[1]) / 1e9:.1f} GB more" if found else "")
+
+
+def _diverged(error: FloatingPointError) -> str:
+    step = getattr(error, "step", None)
+    return f"diverged: {error}" if step is None else f"diverged at step {step}"
+
+
+def _failed(folder: Path, error: BaseException, began: float) -> Outcome:
+    if shutil.disk_usage(folder).free < _LEAST_FREE:  # whatever the error says then
+        raise SweepError(f"{folder}: the disk is full; what is finished is kept") from error
+    with contextlib.suppress(OSError):
+        (folder / "error.txt").write_text("".join(traceback.format_exception(error)))
+    reason = " ".join(f"{type(error).__name__}: {error}".split())
+    return Outcome("failed", reason[:500], seconds=time.monotonic() - began)

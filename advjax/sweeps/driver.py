@@ -1,0 +1,227 @@
+"""``sweep``: runs every cell of a grid once, whatever is killed meanwhile."""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from advjax.experiment import load_experiment
+from advjax.sweeps.cell import Task, forget, how_far
+from advjax.sweeps.executors import Ended, Executor, Here
+from advjax.sweeps.grid import Grid, canonical, config_hash
+from advjax.sweeps.outcome import Outcome, SweepError
+from advjax.sweeps.store import ENDED, FILE, Cell, Store
+from advjax.training import runfolder
+from advjax.training.signals import Signals, Stopped
+
+_LOSSES = 5  # workers in a row that a cell may lose without getting further
+
+
+@dataclasses.dataclass(frozen=True)
+class Told:
+    """What ``sweep`` tells its ``progress`` callable.
+
+    Attributes:
+      counts: how many cells have each status.
+      text: a remark, one line; empty for a plain change of the counts.
+    """
+
+    counts: dict[str, int]
+    text: str = ""
+
+    @property
+    def ended(self) -> int:
+        """Cells that will not be run again."""
+        return sum(self.counts.get(status, 0) for status in ENDED)
+
+    @property
+    def total(self) -> int:
+        return sum(self.counts.values())
+
+
+def sweep(
+    experiment: str | os.PathLike[str],
+    folder: str | os.PathLike[str],
+    *,
+    grid: Grid | None = None,
+    base: Any = None,
+    executor: Executor | None = None,
+    retry: bool = False,
+    overwrite: bool = False,
+    progress: Callable[[Told], None] | None = None,
+) -> list[Cell]:
+    """Runs the cells of a grid, or those that a sweep in this folder has left.
+
+    A cell is one configuration of an experiment file; its metrics are those of ``fit`` for a file
+    with ``build`` (``last/clean``, ``best/worst``, ...), the numbers that ``main`` returns for one
+    with ``main``. A cell that fails, diverges or does not fit in memory is a result; the sweep
+    goes on. The same call goes on where the last one was killed: finished cells are not run again,
+    others resume from their checkpoints. On SIGTERM and SIGINT running cells are saved.
+
+    Args:
+      experiment: the experiment file.
+      folder: the sweep's: ``sweep.db``, a folder for each cell, and the workers' logs.
+      grid: what to run; the file's own ``grid`` when None.
+      base: the Config whose fields the grid changes; its defaults when None.
+      executor: where cells run; one after the other in this process when None.
+      retry: runs cells again that failed or were ``ko``.
+      overwrite: deletes the sweep that the folder holds.
+      progress: told when a cell begins and ends, and of anything odd.
+
+    Returns:
+      All cells, in the grid's order.
+
+    Raises:
+      SweepError: if the folder holds another sweep (what differs is named) or something else, if
+        another process works on it, or if it cannot be written to.
+      ValueError: for a bad grid or experiment file.
+      Stopped: after a signal.
+    """
+    loaded = load_experiment(Path(experiment))
+    base = loaded.config() if base is None else base
+    grid = grid_of(loaded.grid, base) if grid is None else grid
+    configs = grid.configs(base)
+    if not configs:
+        raise ValueError("the grid is empty; at least one setting is taken")
+    path = Path(folder).absolute()
+    about = {
+        "experiment": loaded.path.name,
+        "source": "sha256:" + hashlib.sha256(loaded.path.read_bytes()).hexdigest(),
+        "summary": loaded.summary,
+        "base": dataclasses.asdict(base),
+        "axes": grid.axes,
+        "versions": runfolder.versions([])["packages"],
+    }
+    cells = [
+        Cell(config_hash(config), place, json.loads(canonical(dataclasses.asdict(config))))
+        for place, config in enumerate(configs)
+    ]
+    with contextlib.ExitStack() as stack:
+        _open(stack, path, overwrite)
+        store = stack.enter_context(Store(path, write=True))
+        run = _Driver(store, path, loaded.path.absolute(), executor or Here(), progress)
+        interrupted = [c for c in store.cells() if c.status == "running" and c.worker == Here.NAME]
+        for note in store.start(about, cells):
+            run.tell(note)
+        for cell in interrupted:  # it may be what ended the process
+            run.lost(cell.name, "the process of the sweep ended")
+        names = {cell.name for cell in cells}
+        run.all([c for c in store.cells() if c.name in names], retry)
+        return store.cells()
+
+
+def grid_of(grid: Any, base: Any) -> Grid:
+    """The experiment file's grid, which may depend on the base configuration."""
+    found = grid(base) if callable(grid) else grid
+    if not isinstance(found, Grid):
+        raise ValueError(
+            f"the file's grid is {type(found).__name__}; a Grid, or grid(config) -> Grid, is taken"
+        )
+    return found
+
+
+def _open(stack: contextlib.ExitStack, folder: Path, overwrite: bool) -> None:
+    try:
+        stack.enter_context(runfolder.alone(folder))
+    except runfolder.RunError as error:
+        raise SweepError(f"{folder}: another sweep works on it, or it is a file") from error
+    except OSError as error:
+        raise SweepError(f"{folder}: {error.strerror}; a folder to write to is taken") from error
+    there = {p.name for p in folder.iterdir() if not p.name.startswith(".")}
+    if there and FILE not in there:
+        raise SweepError(f"{folder} is no sweep and not empty: it holds {', '.join(sorted(there))}")
+    if overwrite:
+        for name in ("cells", "workers"):
+            shutil.rmtree(folder / name, ignore_errors=True)
+        for name in (FILE, f"{FILE}-wal", f"{FILE}-shm"):
+            (folder / name).unlink(missing_ok=True)
+
+
+class _Driver:
+    """The mutable middle of ``sweep``."""
+
+    def __init__(
+        self,
+        store: Store,
+        folder: Path,
+        experiment: Path,
+        executor: Executor,
+        progress: Callable[[Told], None] | None,
+    ) -> None:
+        self.store, self.folder, self.experiment = store, folder, experiment
+        self.executor, self.progress = executor, progress
+        self.running: set[str] = set()
+        self.counts: collections.Counter[str] = collections.Counter()
+
+    def all(self, cells: list[Cell], retry: bool) -> None:
+        """Until every cell has ended."""
+        again = [c.name for c in cells if retry and c.status in ("ko", "failed")]
+        for name in again:
+            forget(self._folder(name))
+        self.store.wait_again(again)
+        left = [c for c in cells if c.status not in ENDED or c.name in set(again)]
+        waiting = collections.deque(left)
+        self.counts = collections.Counter(self.store.counts())
+        self.tell(f"{len(left)} of {len(cells)} cells to go")
+        if not left:
+            return
+        by_name = {cell.name: cell for cell in left}
+        with Signals() as signals:
+            try:
+                with self.executor:
+                    self.executor.start(self.folder)
+                    while (waiting or self.running) and signals.received is None:
+                        while waiting and (worker := self.executor.free()) is not None:
+                            self._submit(waiting.popleft(), worker)
+                        for event in self.executor.wait(0.2):
+                            self.running.discard(event.name)
+                            if isinstance(event, Ended):
+                                self._ended(event.name, event.outcome)
+                            elif self.lost(event.name, event.reason):
+                                waiting.append(by_name[event.name])
+            finally:
+                self.store.wait_again(self.running)
+            if signals.received is not None:
+                ended = sum(self.counts[s] for s in ENDED)
+                raise Stopped(signals.received, f"{ended} of {sum(self.counts.values())} cells")
+
+    def _folder(self, name: str) -> Path:
+        return self.folder / "cells" / name
+
+    def _submit(self, cell: Cell, worker: str) -> None:
+        self.running.add(cell.name)
+        self.store.begin(cell.name, worker)
+        self._count(cell.status, "running")
+        folder = str(self._folder(cell.name))
+        self.executor.submit(Task(cell.name, str(self.experiment), cell.config, folder))
+
+    def _ended(self, name: str, outcome: Outcome) -> None:
+        self.store.end(name, outcome, runfolder.read_rows(self._folder(name) / "run"))
+        said = (
+            "" if outcome.status == "done" else f"cell {name}: {outcome.status}, {outcome.reason}"
+        )
+        self._count("running", outcome.status, said)
+
+    def lost(self, name: str, reason: str) -> bool:
+        again = self.store.lost(name, how_far(self._folder(name)), _LOSSES, reason)
+        what = "it waits again" if again else "it is given up"
+        said = f"cell {name}: its worker ended ({reason}); {what}"
+        self._count("running", "waiting" if again else "ko", said)
+        return again
+
+    def _count(self, before: str, after: str, said: str = "") -> None:
+        self.counts[before] -= 1
+        self.counts[after] += 1
+        self.tell(said)
+
+    def tell(self, text: str = "") -> None:
+        if self.progress is not None:
+            self.progress(Told({s: n for s, n in self.counts.items() if n}, text))
