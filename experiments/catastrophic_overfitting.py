@@ -45,8 +45,8 @@ ARMS = ("FGSM", "watched", "GradAlign")
 class Config:
     eps: float = 0.3
     """L-inf radius."""
-    weight: float = 0.2
-    """Lambda of GradAlign."""
+    weight: float = 1.0
+    """Lambda of GradAlign; larger than the published .2, as eps is."""
     size: int = 10_000
     """Training images, drawn by each seed."""
     epochs: int = 8

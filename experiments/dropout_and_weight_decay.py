@@ -56,6 +56,8 @@ class Config:
     weight_decay: float = 5e-4
     """Factor on the weights that is added to their gradients."""
     label_smoothing: float = 0.1
+    squeezing: float = 0.05
+    """Weight of the squared logits; .5, the objective's default, stops this network from learning."""
     penalty: float = 1.0
     """Weight of the squared gradient of the loss in the image."""
     hidden: tuple[int, ...] = (256, 256)
@@ -85,7 +87,7 @@ def main(config: Config, run_dir: Path, progress: Any = None) -> dict[str, Any]:
         "dropout": {**plain, "dropout": config.dropout},
         "weight decay": {**plain, "decay": config.weight_decay},
         "label smoothing": {**plain, "objective": Standard(label_smoothing=config.label_smoothing)},
-        "logit squeezing": {**plain, "objective": LogitSqueezing()},
+        "logit squeezing": {**plain, "objective": LogitSqueezing(weight=config.squeezing)},
         "noise": {**plain, "objective": LogitSqueezing(weight=0.0)},  # squeezing has it too
         "input gradient": {**plain, "objective": GradientPenalty(weight=config.penalty)},
     }

@@ -70,9 +70,9 @@ class Config:
     """L-inf radius of FGSM, and size of the noise."""
     hidden: tuple[int, ...] = (256, 256)
     """Widths of the perceptron's hidden layers."""
-    train_examples: int = 20_000
+    train_examples: int = 60_000
     """Training images, a seeded subset."""
-    epochs: int = 5
+    epochs: int = 8
     batch_size: int = 100
     lr: float = 1e-3
     """Adam's learning rate at the start; it falls to 0 linearly."""

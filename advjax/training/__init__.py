@@ -34,6 +34,7 @@ from advjax.training.runfolder import RunError, read_config, read_rows
 from advjax.training.signals import Stopped
 from advjax.training.spec import Training
 from advjax.training.state import TrainState
+from advjax.training.together import fit_together
 
 __all__ = [
     "AWP",
@@ -70,6 +71,7 @@ __all__ = [
     "dann_factor",
     "dann_learning_rate",
     "fit",
+    "fit_together",
     "load_classifier",
     "nearest_neighbours",
     "neighbours_from_edges",

@@ -5,48 +5,17 @@ from __future__ import annotations
 import collections
 import contextlib
 import os
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 
-from advjax.training import runfolder
-from advjax.training.checkpoint import (
-    Checkpoints,
-    DamagedCheckpointError,
-    fill,
-    read,
-    set_aside,
-    steps_in,
-)
-from advjax.training.outcome import (
-    Event,
-    Result,
-    Snapshot,
-    check_metrics,
-    check_parameters,
-)
-from advjax.training.parallel import (
-    gather,
-    parallel,
-    place,
-    positions,
-    replicate,
-    steps_in_flight,
-)
-from advjax.training.signals import Signals, Stopped
-from advjax.training.spec import Training, root_keys
-from advjax.training.state import TrainState
-from advjax.training.step import replays_of
-
-_SHOW_EVERY_S = 5.0  # metrics are fetched at least this often, so that slow steps are seen too
-
-
-Progress = Callable[[Event], None]
+from advjax.training.outcome import Progress, Result
+from advjax.training.parallel import place, positions, replicate, steps_in_flight
+from advjax.training.program import compiled_step
+from advjax.training.run import Run
+from advjax.training.spec import Training
 
 
 def fit(
@@ -83,321 +52,30 @@ def fit(
     devices = list(jax.local_devices() if devices is None else devices)
     places = positions(training.batch_size, devices)
     with contextlib.ExitStack() as stack:
-        run = _Run(training, devices, progress)
+        run = Run(training, devices, progress)
         if run_dir is not None:
             run.open(
                 stack, Path(run_dir).absolute(), config, None if source is None else Path(source),
                 overwrite,
             )  # fmt: skip
-        run.train(places)
+        run.begin()
+        if not run.ended:
+            _train(run, places)
+        run.finish()
     return run.result()
 
 
-class _Run:
-    """The mutable middle of ``fit``."""
-
-    def __init__(
-        self, training: Training, devices: Sequence[jax.Device], progress: Progress | None
-    ) -> None:
-        self.training, self.devices, self.progress = training, devices, progress
-        init_key, step_key, self.evaluation_key = root_keys(training.seed)
-        self.state: TrainState = training.first_state(step_key, init_key)
-        self.judging = training.judging()
-        self.step = 0
-        self.folder: Path | None = None
-        self.checkpoints: Checkpoints | None = None
-        self.metrics: runfolder.Metrics | None = None
-        self.signals: Signals | None = None
-        self.history: list[runfolder.Row] = []
-        self.best: Snapshot | None = None
-        self.watched: float | None = None  # the watch's accuracy when it last looked
-        self.stopped: str | None = None
-        self.evaluated = False  # whether the state as it is has been
-        self.resumed_finished = False
-        self.pending: list[tuple[int, Any]] = []  # steps whose metrics are on the device
-        self.began = self.shown = self.saved = time.monotonic()
-
-    # --- the folder -------------------------------------------------------------------------
-
-    def open(
-        self,
-        stack: contextlib.ExitStack,
-        folder: Path,
-        config: Any,
-        source: Path | None,
-        overwrite: bool,
-    ) -> None:
-        stack.enter_context(runfolder.alone(folder))
-        runfolder.open_run(
-            folder,
-            self.training.describe(),
-            config,
-            versions=runfolder.versions(self.devices),
-            source=source,
-            overwrite=overwrite,
-        )
-        self.folder = folder
-        rows = self._resume(folder / "checkpoints")
-        self.history = rows
-        self.began -= rows[-1]["seconds"] if rows else 0.0
-        self.checkpoints = stack.enter_context(Checkpoints(folder / "checkpoints"))
-        self.checkpoints.best = self.best.step if self.best else None
-        self.metrics = stack.enter_context(runfolder.Metrics(folder, rows, self.note))
-        self.signals = stack.enter_context(Signals())
-
-    def _resume(self, folder: Path) -> list[runfolder.Row]:
-        """Loads the latest checkpoint that is whole; returns the rows up to its step."""
-        for step in reversed(steps_in(folder)):
-            loaded = self._load(folder, step)
-            if loaded is None:
-                continue
-            self.state, position = loaded
-            self.step, self.evaluated = step, bool(position.get("evaluated"))
-            self.watched, self.stopped = position.get("watched"), position.get("stopped")
-            self.resumed_finished = step == self.training.total_steps or self.stopped is not None
-            self.best = self._load_best(folder, position.get("best"))
-            assert self.folder is not None
-            rows = runfolder.read_rows(self.folder, up_to=step)
-            if not self.evaluated:
-                rows = [r for r in rows if r["kind"] == "train" or r["step"] < step]
-            self.note(f"resumed after step {step}")
-            return rows
-        return []
-
-    def _load(self, folder: Path, step: int) -> tuple[TrainState, dict[str, Any]] | None:
-        try:
-            arrays, record = read(folder, step)
-        except DamagedCheckpointError as error:
-            self.note(f"{error}; moved to {set_aside(folder, step)}, an earlier one is used")
-            return None
-        return fill(f"checkpoint {folder / str(step)}", self.state, arrays), record["position"]
-
-    def _load_best(self, folder: Path, best: Any) -> Snapshot | None:
-        if best is None:
-            return None
-        if best["step"] == self.step:
-            return Snapshot(self._model(self.state), self.step, best["metrics"])
-        if best["step"] not in steps_in(folder):
-            self.note(f"the best checkpoint, step {best['step']}, is gone; best is told anew")
-            return None
-        loaded = self._load(folder, best["step"])
-        return loaded and Snapshot(self._model(loaded[0]), best["step"], best["metrics"])
-
-    def save(self) -> None:
-        """A checkpoint of the state as it is; its metrics have been fetched and were good."""
-        if self.checkpoints is None:
-            return
-        check_parameters(self.step, self.state)
-        per_epoch = self.training.steps_per_epoch
-        turn = self.step // replays_of(self.training.objective)
-        best = self.best and {"step": self.best.step, "metrics": dict(self.best.metrics)}
-        self.checkpoints.best = self.best.step if self.best else None
-        position = {
-            "step": self.step,
-            "epoch": turn // per_epoch,
-            "offset": turn % per_epoch * self.training.batch_size,
-            "seed": self.training.seed,
-            "evaluated": self.evaluated,
-            "watched": self.watched,
-            "stopped": self.stopped,
-            "best": best,
-        }
-        self.checkpoints.save(self.step, gather(self.state), position)
-        self.saved = time.monotonic()
-        self.tell("checkpoint", text=f"checkpoint {self.step}")
-
-    # --- the loop ---------------------------------------------------------------------------
-
-    def train(self, places: Any) -> None:
-        total = self.training.total_steps
-        self.tell("start", text=f"{total - self.step} of {total} steps to go")
-        if self.step and not self.evaluated:
-            self.judge()
-        if self.step < total and self.stopped is None:
-            self._train(places)
-        if self.checkpoints is not None:
-            self.checkpoints.wait()
-        if self.stopped is not None:
-            self.tell("stopped", text=self.stopped)
-        before = ", before this call" if self.resumed_finished else ""
-        self.tell("finished", text=f"finished after step {self.step}{before}")
-
-    def _train(self, places: Any) -> None:
-        training = self.training
-        step = parallel(training.step(), self.devices)
-        put = lambda tree: replicate(tree, self.devices)
-        self.state, objective = place(self.state, self.devices), put(training.objective)
-        x, y, streams = put(training.train.x), put(training.train.y), put(training.streams())
-        limit = steps_in_flight(self.devices)
-        in_flight: collections.deque[Any] = collections.deque()
-        while self.step < training.total_steps and self.stopped is None:
-            self.state, metrics = step(self.state, places, objective, x, y, streams)
-            self.step, self.evaluated = self.step + 1, False
-            self.pending.append((self.step, metrics))
-            in_flight.append(metrics["loss"])
-            if len(in_flight) >= limit:
-                in_flight.popleft().block_until_ready()
-            self.tell("step")
-            self._after_step()
-
-    def _after_step(self) -> None:
-        training, now = self.training, time.monotonic()
-        stop = self.signals is not None and self.signals.received is not None
-        due = training.evaluates_at(self.step) or training.watches_at(self.step)
-        due = due or self.step == training.total_steps
-        late = self.checkpoints is not None and now - self.saved > training.checkpoint_every_s
-        logged = self.step % training.log_every == 0 or now - self.shown > _SHOW_EVERY_S
-        if due or late or stop or logged:
-            self.flush()
-        if due and not stop:
-            self.judge()
-            self.save()
-        elif late and not stop:
-            self.save()
-        if stop:
-            self.stop()
-
-    def stop(self) -> None:
-        """Saves and leaves, after a signal."""
-        assert self.signals is not None and self.signals.received is not None
-        self.save()
-        if self.checkpoints is not None:
-            self.checkpoints.wait()
-        raise Stopped(self.signals.received, f"step {self.step}")
-
-    def flush(self) -> None:
-        """Fetches the metrics that wait on the device, checks them and writes them down."""
-        if not self.pending:
-            return
-        steps, values = zip(*self.pending, strict=True)
-        self.pending = []
-        rows, self.shown = [], time.monotonic()
-        seconds = round(self.shown - self.began, 3)
-        bad = None
-        for step, metrics in zip(steps, jax.device_get(list(values)), strict=True):
-            row = {name: float(value) for name, value in metrics.items()}
-            bad = check_metrics(step, row, self.training.loss_limit)
-            if bad is not None:
-                break
-            rows.append({"kind": "train", "step": step, "seconds": seconds, **row})
-        self._record(rows)
-        if bad is not None:
-            raise bad
-        names = [n for n in rows[0] if n not in ("kind", "step", "seconds")]
-        means = {n: sum(r[n] for r in rows) / len(rows) for n in names}
-        if self.metrics is not None:
-            self.metrics.add_events("train", steps[-1], means)
-        self.tell("train", means)
-
-    def judge(self) -> None:
-        """The evaluation and the check that are due at this step; either may end the run."""
-        if self.training.evaluates_at(self.step):
-            self.evaluate()
-        if self.training.watches_at(self.step):
-            self.watch()
-        self.evaluated = True
-
-    def evaluate(self) -> None:
-        """Evaluates the state, and keeps it when it is the best so far."""
-        model, attacks = self._model(self.state), dict(self.training.attacks)
-        metrics: dict[str, float] = {}
-        for prefix, data in self.judging.items():
-            found = self._measure(model, data, attacks)
-            metrics[f"{prefix}clean"] = float(found.clean.value)
-            for name, accuracy in found.robust.items():
-                metrics[f"{prefix}robust/{name}"] = float(accuracy.value)
-            if found.robust:
-                metrics[f"{prefix}worst"] = float(found.worst.value)
-        self._judged("evaluation", metrics)
-        snapshot = Snapshot(model, self.step, metrics)
-        if self.best is None or snapshot.score > self.best.score:
-            self.best = snapshot
-        training = self.training
-        ends = self.step == training.total_steps
-        if not ends and training.out_of_patience(self.step, self.best.step):
-            self.stopped = (
-                f"early stopping: no better evaluation since step {self.best.step} "
-                f"({100 * self.best.score:.1f} %)"
-            )
-
-    def watch(self) -> None:
-        """Looks for catastrophic overfitting, on the same images every time."""
-        training = self.training
-        data = training.train.subset(training.batch_size, training.seed)
-        model = training.model(*map(_own, (self.state.params, self.state.stats)))
-        found = self._measure(model, data, {"watch": training.watch})
-        accuracy, before = float(found.robust["watch"].value), self.watched
-        self._judged("watch", {"watched_accuracy": accuracy})
-        self.watched = accuracy
-        if before is not None and before - accuracy > training.watch_drop:
-            self.stopped = (
-                f"catastrophic overfitting: accuracy under the watch fell from {100 * before:.1f} "
-                f"to {100 * accuracy:.1f} % in one epoch"
-            )
-        elif not self.judging:
-            self.best = Snapshot(model, self.step, {"watched_accuracy": accuracy})
-
-    def _measure(self, model: Any, data: Any, attacks: dict[str, Any]) -> Any:
-        from advjax.evaluation import evaluate
-
-        check_parameters(self.step, self.state)
-        return evaluate(
-            model,
-            data,
-            attacks,
-            key=self.evaluation_key,
-            batch_size=min(256, len(data)),
-            progress=self._interrupt,
-            devices=self.devices,
-        )
-
-    def _judged(self, kind: str, metrics: dict[str, float]) -> None:
-        seconds = round(time.monotonic() - self.began, 3)
-        self._record([{"kind": kind, "step": self.step, "seconds": seconds, **metrics}])
-        if self.metrics is not None:
-            self.metrics.add_events(kind, self.step, metrics)
-        self.tell(kind, metrics)
-
-    def _interrupt(self, *_: Any, **__: Any) -> None:
-        """Called by an evaluation between its parts."""
-        if self.signals is not None and self.signals.received is not None:
-            self.stop()
-
-    def _record(self, rows: list[runfolder.Row]) -> None:
-        self.history += rows
-        if self.metrics is not None:
-            self.metrics.add(rows)
-
-    def _model(self, state: TrainState) -> Any:
-        """The model to evaluate and keep."""
-        return self.training.model(*map(_own, state.evaluated()))
-
-    # --- telling ----------------------------------------------------------------------------
-
-    def tell(self, kind: str, metrics: Mapping[str, float] | None = None, text: str = "") -> None:
-        if self.progress is not None:
-            self.progress(Event(kind, self.step, self.training.total_steps, metrics or {}, text))
-
-    def note(self, text: str) -> None:
-        self.tell("note", text=text)
-
-    def result(self) -> Result:
-        evaluations = [r for r in self.history if r["kind"] == "evaluation"]
-        metrics = {}
-        if evaluations and evaluations[-1]["step"] == self.step:
-            row = evaluations[-1]
-            metrics = {n: v for n, v in row.items() if n not in ("kind", "step", "seconds")}
-        last = Snapshot(self._model(self.state), self.step, metrics)
-        return Result(
-            best=self.best or last,
-            last=last,
-            history=tuple(self.history),
-            run_dir=self.folder,
-            was_finished=self.resumed_finished,
-            stopped=self.stopped,
-        )
-
-
-def _own(tree: Any) -> Any:
-    """Copies of the arrays: the state's are donated to the next step."""
-    return jax.tree.map(lambda v: jnp.asarray(np.array(v, copy=True)), tree)
+def _train(run: Run, places: Any) -> None:
+    training = run.training
+    step = compiled_step(training, run.devices)
+    put = lambda tree: replicate(tree, run.devices)
+    run.state, objective = place(run.state, run.devices), put(training.objective)
+    x, y, streams = put(training.train.x), put(training.train.y), put(training.streams())
+    limit = steps_in_flight(run.devices)
+    in_flight: collections.deque[Any] = collections.deque()
+    while not run.ended:
+        run.state, metrics = step(run.state, places, objective, x, y, streams)
+        in_flight.append(metrics["loss"])
+        if len(in_flight) >= limit:
+            in_flight.popleft().block_until_ready()
+        run.stepped(metrics, lambda: run.state, None)

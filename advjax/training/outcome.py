@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +49,9 @@ class Event:
     steps: int
     metrics: Mapping[str, float] = dataclasses.field(default_factory=dict)
     text: str = ""
+
+
+Progress = Callable[[Event], None]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -17,9 +17,10 @@ from advjax.attacks import Attack
 from advjax.data import Dataset, to_float
 from advjax.evaluation import Accuracy, evaluate
 from advjax.training.apply import Bound
-from advjax.training.loop import Progress, fit
-from advjax.training.outcome import Event, Snapshot
-from advjax.training.spec import Training, describe_settings, root_keys
+from advjax.training.describe import describe_settings
+from advjax.training.loop import fit
+from advjax.training.outcome import Event, Progress, Snapshot
+from advjax.training.spec import Training, root_keys
 
 
 @dataclasses.dataclass(frozen=True)

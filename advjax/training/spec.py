@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import re
-import zlib
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,7 +14,13 @@ import optax
 
 from advjax.data import Dataset
 from advjax.training.apply import Bound, LinenApply
-from advjax.training.checkpoint import arrays_of
+from advjax.training.describe import (
+    checksum,
+    describe_data,
+    describe_network,
+    describe_optimizer,
+    describe_settings,
+)
 from advjax.training.state import TrainState, create_state, equal_average, moving_average
 from advjax.training.step import AXIS, Step, make_step
 from advjax.types import Array
@@ -308,15 +310,15 @@ class Training:
             "network": describe_network(self.module, self.apply),
             "input_shape": list(self.train.x.shape[1:]),
             "classes": list(self.train.classes),
-            "params": "drawn from the seed" if self.params is None else _crc(self.params),
+            "params": "drawn from the seed" if self.params is None else checksum(self.params),
             "objective": describe_settings(self.objective),
-            "optimizer": _fingerprint(self.optimizer, self.params_shape()),
-            "train": _describe_data(self.train),
-            "test": _describe_data(self.test),
-            "validation": _describe_data(self.validation),
-            "unlabelled": _describe_data(self.unlabelled),
+            "optimizer": describe_optimizer(self.optimizer, self.params_shape()),
+            "train": describe_data(self.train),
+            "test": describe_data(self.test),
+            "validation": describe_data(self.validation),
+            "unlabelled": describe_data(self.unlabelled),
             "unlabelled_ratio": None if self.unlabelled is None else self.unlabelled_ratio,
-            "neighbours": None if self.neighbours is None else _crc(self.neighbours),
+            "neighbours": None if self.neighbours is None else checksum(self.neighbours),
             "steps": self.total_steps,
             "batch_size": self.batch_size,
             "augment": describe_settings(self.augment),
@@ -356,74 +358,6 @@ def _neighbours(index: Any, weights: Any, n: int, unlabelled: int) -> tuple[np.n
             f"shape {list(index.shape)} are taken"
         )
     return index.astype(np.int32), weights.astype(np.float32)
-
-
-def describe_network(module: Any, apply: Any = None) -> dict[str, Any]:
-    """``{"name", "fields"}`` for a network of the zoo, ``{"foreign": text}`` for any other."""
-    if module is not None:
-        from advjax.models import describe
-
-        try:
-            return describe(module)
-        except ValueError:
-            return {"foreign": _show(module)}
-    return {"foreign": _show(apply)}
-
-
-def _show(value: Any) -> str:
-    text = value.__qualname__ if hasattr(value, "__qualname__") else repr(value)
-    return re.sub(r" at 0x[0-9a-f]+", "", " ".join(text.split()))
-
-
-def describe_settings(value: Any) -> Any:
-    """A pytree of settings as nested JSON, so that two can be compared field by field."""
-    if isinstance(value, nn.Module):
-        return describe_network(value)
-    if isinstance(value, Mapping):
-        weights = all(isinstance(v, (np.ndarray, jax.Array)) for v in jax.tree.leaves(value))
-        return _crc(value) if weights else {str(n): describe_settings(v) for n, v in value.items()}
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = {
-            f.name: describe_settings(getattr(value, f.name)) for f in dataclasses.fields(value)
-        }
-        return {"is": type(value).__name__, **fields}
-    if isinstance(value, (list, tuple)):
-        return [describe_settings(v) for v in value]
-    if value is None or isinstance(value, (bool, int, float, str)):
-        return value
-    if isinstance(value, (np.ndarray, np.generic, jax.Array)) and np.size(value) <= 16:
-        return np.asarray(value).tolist()
-    if isinstance(value, (np.ndarray, jax.Array)):
-        return _crc(value)
-    return _show(value)
-
-
-def _crc(tree: Any) -> str:
-    total = 0
-    for name, array in sorted(arrays_of(tree).items()):
-        total = zlib.crc32(array.tobytes(), zlib.crc32(name.encode(), total))
-    return f"crc32:{total:08x}"
-
-
-def _describe_data(data: Any) -> dict[str, Any] | None:
-    if data is None:
-        return None
-    crc = 0
-    for array in (data.x, data.y):
-        crc = zlib.crc32(array.tobytes(), crc)
-    return {"name": data.name, "split": data.split, "n": len(data), "crc32": f"{crc:08x}"}
-
-
-def _fingerprint(optimizer: optax.GradientTransformation, params: Any) -> str:
-    """A hash of the update's program, which has the learning rates and schedules in it."""
-
-    def update(grads: Any, params: Any) -> Any:
-        updates, state = optimizer.update(grads, optimizer.init(params), params)
-        return optax.apply_updates(params, updates), state
-
-    text = str(jax.make_jaxpr(update)(params, params))
-    text = re.sub(r" at 0x[0-9a-f]+", "", text)
-    return "sha256:" + hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def root_keys(seed: int) -> tuple[Array, Array, Array]:

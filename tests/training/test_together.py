@@ -1,0 +1,181 @@
+"""Trainings that are one program run as one and end as if each were alone."""
+
+import os
+import signal
+import threading
+import time
+
+import flax.linen as nn
+import jax
+import numpy as np
+import optax
+import pytest
+from small_runs import digits_training, one_device, random_data, step_training
+
+from advjax import TRADES, FreeAT, Linf, Madry, load_classifier
+from advjax.attacks import FGSM, PGD
+from advjax.models import create
+from advjax.training import DivergedError, Standard, Stopped, fit, fit_together, read_rows
+from advjax.training.program import program_of
+
+SGD = optax.inject_hyperparams(optax.sgd)
+RATES = (0.05, 0.1, 0.2)
+
+
+def trainings(**changes):
+    """They differ in learning rate, weight of TRADES, its radius, dropout and seed."""
+    return [
+        digits_training(
+            module=create("mlp", hidden=(16,), dropout=0.1 * (i + 1)),
+            objective=TRADES(PGD(ball=Linf(0.02 * (i + 1)), step_size=0.02, steps=2), beta=1.0 + i),
+            optimizer=SGD(learning_rate=lr),
+            seed=i,
+            **changes,
+        )
+        for i, lr in enumerate(RATES)
+    ]
+
+
+def close(a, b, atol):
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        np.testing.assert_allclose(np.asarray(x), np.asarray(y), atol=atol, rtol=1e-4)
+
+
+@pytest.mark.parametrize("devices", [1, 4])
+def test_each_ends_as_if_it_were_alone(devices, tmp_path):
+    devices = jax.local_devices()[:devices]
+    folders = [tmp_path / str(i) for i in range(3)]
+    together = fit_together(trainings(), folders, devices=devices)
+    for i, (training, result) in enumerate(zip(trainings(), together, strict=True)):
+        alone = fit(training, tmp_path / f"alone-{i}", devices=devices)
+        # Rounding, and where it turns the sign of a gradient near 0, a pixel of an attack.
+        close(result.last.model.variables, alone.last.model.variables, 2e-4)
+        assert result.best.step == alone.best.step
+        rows, others = read_rows(folders[i]), read_rows(tmp_path / f"alone-{i}")
+        assert [(r["kind"], r["step"]) for r in rows] == [(r["kind"], r["step"]) for r in others]
+        for row, other in zip(rows, others, strict=True):
+            assert row.keys() == other.keys()
+            for name in row.keys() - {"kind", "seconds"}:
+                # An accuracy may differ by one image of 64 or 100.
+                counted = row["kind"] != "train" or "accuracy" in name
+                assert row[name] == pytest.approx(other[name], abs=0.017 if counted else 1e-3)
+        close(load_classifier(folders[i], "last").variables, result.last.model.variables, 0)
+    rates = [np.asarray(r.last.model.variables["hyper"]["Dropout_0"]["rate"]) for r in together]
+    np.testing.assert_allclose(rates, [0.1, 0.2, 0.3], rtol=1e-6)
+
+
+def test_images_may_differ_if_they_are_as_many():
+    some = [
+        step_training(random_data(seed=i), optimizer=SGD(learning_rate=0.1), steps=3, seed=i)
+        for i in range(2)
+    ]
+    found = fit_together(some, devices=one_device())
+    for training, result in zip(some, found, strict=True):
+        alone = fit(training, devices=one_device())
+        close(result.last.model.variables, alone.last.model.variables, 1e-5)
+
+
+def test_one_that_diverges_leaves_the_others_alone(tmp_path):
+    rates = (0.1, 1e30, 0.2)
+    several = [digits_training(optimizer=SGD(learning_rate=lr), log_every=1) for lr in rates]
+    folders = [tmp_path / str(i) for i in range(3)]
+    first, bad, last = fit_together(several, folders, devices=one_device())
+    assert isinstance(bad, DivergedError) and bad.step <= 4
+    assert first.last.step == last.last.step == 30
+    alone = fit(digits_training(optimizer=SGD(learning_rate=0.2)), devices=one_device())
+    close(last.last.model.variables, alone.last.model.variables, 1e-5)
+    assert all(r["step"] < bad.step for r in read_rows(folders[1]) if r["kind"] == "train")
+
+
+def test_one_that_stops_early_is_done(tmp_path):
+    fields = dict(validation=0.2, patience=1, evaluate_every=5, attacks={})
+    several = [digits_training(optimizer=SGD(learning_rate=lr), **fields) for lr in (0.0, 0.1)]
+    idle, busy = fit_together(several, devices=one_device())
+    assert "early stopping" in idle.stopped and idle.last.step < busy.last.step
+
+
+def test_after_a_signal_all_resume_and_end_the_same(tmp_path):
+    calm = fit_together(trainings(), devices=one_device())
+    folders = [tmp_path / str(i) for i in range(3)]
+
+    def interrupt():
+        until = time.monotonic() + 120
+        while time.monotonic() < until:
+            if all(len(read_rows(f)) > 3 for f in folders):
+                break
+            time.sleep(0.002)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    with pytest.raises(Stopped):
+        fit_together(trainings(log_every=1), folders, devices=one_device())
+        time.sleep(5)  # the signal comes late on a fast machine; then it is no test
+    thread.join()
+    (folders[1] / "checkpoints").rename(tmp_path / "gone")  # this one starts again
+    found = fit_together(trainings(), folders, devices=one_device())
+    for result, undisturbed in zip(found, calm, strict=True):
+        close(result.last.model.variables, undisturbed.last.model.variables, 1e-6)
+    again = fit_together(trainings(), folders, devices=one_device())
+    assert all(result.was_finished for result in again)
+
+
+TRACES = []
+
+
+class Counted(nn.Module):
+    """Counts its traces."""
+
+    @nn.compact
+    def __call__(self, x):
+        TRACES.append(None)
+        return nn.Dense(4)(x.reshape(x.shape[0], -1))
+
+
+def test_one_program_is_traced_once_alone_and_together():
+    def training(i):
+        return step_training(
+            random_data(), module=Counted(), optimizer=SGD(learning_rate=0.1 * (i + 1)),
+            objective=Madry(FGSM(ball=Linf(0.01 * (i + 1)))), seed=i, steps=2,
+        )  # fmt: skip
+
+    fit(training(0), devices=one_device())
+    before = len(TRACES)
+    fit(training(1), devices=one_device())
+    assert len(TRACES) == before
+    fit_together([training(i) for i in range(3)], devices=one_device())
+    before = len(TRACES)
+    fit_together([training(i) for i in range(3, 6)], devices=one_device())
+    assert len(TRACES) == before
+
+
+def test_what_is_another_program():
+    data = random_data()
+    base = step_training(data, optimizer=SGD(learning_rate=0.1))
+    same = step_training(random_data(seed=3), optimizer=SGD(learning_rate=0.2), seed=4)
+    assert program_of(base) == program_of(same)
+    others = dict(
+        optimizer=optax.sgd(0.1), batch_size=8, steps=2, ema_decay=0.9,
+        objective=Standard(label_smoothing=0.1, ), module=Counted(),
+        augment=lambda keys, x: x,
+    )  # fmt: skip
+    for name, value in others.items():
+        other = step_training(data, **{"optimizer": SGD(learning_rate=0.1), name: value})
+        # A number of the objective is data.
+        assert (program_of(other) == program_of(base)) == (name == "objective"), name
+    # An optimiser's plain numbers, and arrays it closes over, are part of its program.
+    schedules = [optax.piecewise_constant_schedule(0.1, {5: s}) for s in (0.1, 0.2)]
+    plain = [step_training(data, optimizer=optax.sgd(s)) for s in (*schedules, 0.1, 0.2)]
+    assert len({program_of(t) for t in plain}) == 4
+
+
+def test_what_cannot_run_together_is_told(tmp_path):
+    data = random_data()
+    with pytest.raises(ValueError, match="0 and 1 are different programs"):
+        fit_together([step_training(data), step_training(data, batch_size=8)])
+    with pytest.raises(ValueError, match="given 1 run_dirs for 2 trainings"):
+        fit_together([step_training(data), step_training(data)], [tmp_path])
+    free = step_training(data, objective=FreeAT(ball=Linf(0.1)))
+    with pytest.raises(ValueError, match="FreeAT hands a carry"):
+        fit_together([free, free])
+    assert fit_together([]) == []
