@@ -21,7 +21,19 @@ their own FGSM images leave the plain ones; the step in L2 changes next to nothi
 L-inf raises the white-box accuracy, by far less than the transferred number promises, and Auto-PGD
 takes part of it back.
 
-Measured: not yet.
+Measured, seeds 0 and 1, 500 test images (10,000 training images, 4 epochs):
+
+                          clean        transferred    FGSM           Auto-PGD
+    Fashion  plain        85.0  84.0   62.0  65.2     43.0  50.6     32.8  37.8
+             L2           84.2  83.0   64.4  65.2     48.0  52.0     39.0  42.0
+             L-inf        83.2  83.4   72.2  75.2     63.4  67.0     59.6  62.8
+    MNIST    plain        98.4  98.6   69.0  74.6     31.4  46.4      2.4   6.2
+             L-inf        98.0  98.8   87.0  85.8     86.0  84.0     22.6  27.2
+
+As expected, but for one thing: on MNIST FGSM on the regularised network itself leaves as much as the
+transferred images do, since it was trained on such images; Auto-PGD takes 60 points of it back. The
+published 83 and 95 on transferred images are not reached, nor clean 90 on Fashion-MNIST, with a
+sixth of the images and a small network.
 """
 
 from __future__ import annotations

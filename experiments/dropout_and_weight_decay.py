@@ -57,7 +57,7 @@ class Config:
     """Factor on the weights that is added to their gradients."""
     label_smoothing: float = 0.1
     squeezing: float = 0.05
-    """Weight of the squared logits; .5, the objective's default, stops this network from learning."""
+    """Weight of the squared logits; with .5, the objective's default, this one hardly learns."""
     penalty: float = 1.0
     """Weight of the squared gradient of the loss in the image."""
     hidden: tuple[int, ...] = (256, 256)

@@ -8,13 +8,13 @@ Structured Learning, whose tutorial on the Cora graph reports 2 to 3 points more
 
     advjax train experiments/graph_regularization.py --data-dir tensorflow_datasets
 
-Hardware and time: 2 CPU cores, about 20 s a seed, a third of it the graph (estimated from the CPU
-time of a busy machine).
+Hardware and time: 2 CPU cores, about 45 s for two seeds.
 
 Expected: for every seed the test accuracy with the graph exceeds that without.
 
-Measured: not yet complete. In a trial of 40 epochs (seed 5, 4,000 held-out training images) 91.3
-without and 93.6 with; 97.3 % of the edges join the same class.
+Measured, seeds 0 and 1, all 10,000 test images, 1,000 labels: 92.21 and 92.06 without, 93.31 and
+93.09 with the graph, 1.1 and 1.0 points more. Of the edges, 2.6 an image, 97.3 % join one class. The
+tutorial's 2 to 3 points are of another data set, whose graph is given.
 """
 
 from __future__ import annotations

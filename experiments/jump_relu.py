@@ -1,4 +1,4 @@
-"""A jump in every ReLU of a trained network hides its gradient and moves its boundary a little.
+"""A jump in every ReLU resists small changes of MNIST; of larger ones it only hides the gradient.
 
 JumpReLU cuts off activations up to kappa. Under the attack of its paper, iterated FGSM through the
 network with the jump, accuracy rises with kappa before the clean accuracy falls: the published
@@ -11,12 +11,27 @@ iterated FGSM (step .01, 40 steps) for at most one point of clean accuracy.
 
     advjax train experiments/jump_relu.py --data-dir tensorflow_datasets
 
-Hardware and time: 2 CPU cores, about 3 minutes for two seeds; estimated, no run has finished.
+Hardware and time: 2 CPU cores, about 2 minutes for two seeds.
 
 Expected: for every seed there is a kappa that costs at most 1 point of clean accuracy and gains
 5 points or more under iterated FGSM; in the worst case over all attacks it gains less than that.
 
-Measured: not yet.
+Measured, seeds 0 and 1, 250 test images, percent:
+
+                        kappa 0        kappa 0.4
+    eps 0.1  clean      98.8  98.8     99.2  97.6
+             ifgsm      32.8  15.2     84.0  77.6
+             worst      32.0  13.6     82.8  77.2
+    eps 0.2  clean      98.8  98.8     99.2  97.6
+             ifgsm       0.4   0.4     39.6  32.4
+             worst       0.4   0.4      6.4  15.2
+
+At eps .2 most of the gain under iterated FGSM is a hidden gradient, as expected. At eps .1 it is not:
+APGD of 100 steps with 5 restarts and both losses, through the jump, ReLU, the identity and smaller
+kappas, and Square of 3,000 queries, leave 82.4 and 74.0 (and 32.0 and 13.6 without the jump).
+Thresholds that cut off the grey of a black background are a real, if small, defence on MNIST. With
+seed 1 kappa .4 costs 1.2 points; .2, which costs none, gains 24 in the worst case. Median distances
+that C&W finds in L2 grow from 1.29 and .99 to 1.87 and 1.58.
 """
 
 from __future__ import annotations

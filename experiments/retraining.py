@@ -10,15 +10,25 @@ attack; no table is repeated here.
 
     advjax train experiments/retraining.py --data-dir tensorflow_datasets
 
-Hardware and time: 2 CPU cores; not yet measured.
+Hardware and time: 2 CPU cores, about 4 minutes for two seeds and both arms.
 
 Expected: the evasion rate of the attack on the images it is added for falls in every round until
 one of the three rules stops; APGD in the same ball evades more often than it does in every round.
 
-Measured: not yet with these settings. In a shorter trial (seed 0, fresh starts, 5 epochs a round,
-200 test images) evasion of training images rose once before it fell: 70.8, 78.0, 27.3, 17.2 %. On
-test images it was 72.5, 78.5, 30.5, 25.5 %, APGD's 73.0, 79.0, 30.5, 26.0 % and L2's 68.0, 72.0,
-36.5, 38.0 %.
+Measured, evasion in percent by round, seeds 0 and 1 (APGD's on test images is within 1 point of the
+attack's own in every round):
+
+    fresh  training images  76.6 95.7 75.4 30.0 12.0    88.4 96.0 90.2 85.5 68.5
+           test images      76.7 95.7 77.0 43.0 25.7    88.7 95.7 91.3 86.7 72.7
+           L2, unseen       74.0 94.0 76.0 46.0 33.3    85.7 94.0 90.0 84.3 75.0
+    warm   training images  76.6 82.5 47.1 17.8         88.4 90.0 59.4  5.9  0.3
+           test images      76.7 85.0 55.3 33.3         88.7 91.0 66.0 26.0 23.0
+           L2, unseen       74.0 80.3 49.7 36.7         85.7 88.7 64.7 35.3 33.3
+
+Every arm rises once before it falls: the first images that are added answer a network that no longer
+exists. Going on from the last parameters converges faster. Each of the three rules ended an arm: the
+limit of rounds both fresh ones, little change and no new instances the warm ones. In the end the
+unseen attack evades more often, by 2 to 10 points on test images.
 """
 
 from __future__ import annotations

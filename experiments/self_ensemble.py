@@ -1,4 +1,4 @@
-"""Random self-ensemble looks stronger to an attack that asks it once than to one that averages.
+"""Random self-ensemble falls to PGD, whether an attack asks it once a step or averages.
 
 Noise before every convolution, in training too, and the mean of ten noisy passes as prediction. An
 attack whose every step follows the gradient of one noisy pass overstates the defence; the mean
@@ -11,13 +11,18 @@ believed to follow single passes.
 
     advjax train experiments/self_ensemble.py --data-dir tensorflow_datasets
 
-Hardware and time: 2 CPU cores, about 3 minutes for two seeds; estimated, no run has finished.
+Hardware and time: 2 CPU cores, about 2 minutes for two seeds.
 
 Expected: for every seed one noisy pass is right less often than the mean of ten; noise costs at
 most 5 points of clean accuracy; PGD through one pass a step leaves 10 points more standing than PGD
 through the mean of 20.
 
-Measured: not yet.
+Measured, seeds 0 and 1, 250 test images (clean: all): one pass 97.7 and 97.8, the mean of ten 98.1
+and 98.1, the plain network 98.8 and 98.8. At eps .15 PGD leaves 6.4 and 2.0 of the plain network; of
+the noisy one PGD through one pass a step 16.0 and 14.8, through the mean of 20 14.4 and 13.6, the
+worst case 13.6 and 13.2. So the noise costs 1 point and gains 7 to 11, and the order of the two
+attacks is as expected, but one pass a step overstates by 1 to 2 points, not by 10: over 20 steps it
+averages too.
 """
 
 from __future__ import annotations

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -15,11 +16,13 @@ from advjax.cli.parsing import UsageError, parse
 from advjax.cli.train import parse_beside
 
 PROG = "advjax sweep"
+PAGE = "index.html"
 DESCRIPTION = f"""Runs every configuration of an experiment file's grid once, and shows the table.
 
   {PROG} FILE [--field value ...]     run, or go on with, the sweep
   {PROG} status FOLDER                how many cells are done, and how long the rest takes
   {PROG} table FOLDER                 rows by columns of chosen fields; --export writes every cell
+  {PROG} page FOLDER                  one HTML file with the tables and charts, for a browser
 
 FILE is an experiment file with a grid: grid = choices(lr=[.1, .2], seed=range(3)), or
 grid(config) -> Grid. Every field of its Config that the grid does not set is an option. The sweep
@@ -43,6 +46,17 @@ class SweepOptions:
     which compiles programs once."""
     gpus: tuple[str, ...] = ()
     """What CUDA_VISIBLE_DEVICES is for each worker in turn: --workers 2 --gpus 0 1."""
+    executor: Literal["here", "processes", "ray", "slurm"] | None = None
+    """What runs the cells. None: processes where there are workers, else here."""
+    address: str | None = None
+    """Of the Ray cluster, such as auto; None: a Ray on this machine."""
+    parameters: tuple[str, ...] = ()
+    """What ray or slurm shall give a cell: gpus=1, or timeout_min=60 slurm_partition=gpu."""
+    together: int | None = None
+    """Trainings that differ in numbers only run as one program, at most so many, without workers.
+    None: 1 on CPUs, where that is faster, and 64 elsewhere."""
+    memory_gb: float | None = None
+    """A training that needs more on a device, by its shapes, is KO. None: what the device has."""
     retry: bool = False
     """Run cells again that failed or were KO."""
     overwrite: bool = False
@@ -73,6 +87,15 @@ class TableOptions(FolderOptions):
     """Write every cell, one row each, to this .csv or .parquet file."""
 
 
+@dataclasses.dataclass(frozen=True)
+class PageOptions(FolderOptions):
+    metric: str | None = None
+    """What the page shows first; None: the worst case of the best network, or the first there is.
+    """
+    out: Path | None = None
+    """Where the page goes. None: index.html in the sweep's folder."""
+
+
 def main(args: Sequence[str]) -> None:
     if not args or args[0] in ("-h", "--help"):
         parse(SweepOptions, ["--help"], prog=f"{PROG} FILE", description=DESCRIPTION)
@@ -80,6 +103,8 @@ def main(args: Sequence[str]) -> None:
         _status(parse(FolderOptions, args[1:], prog=f"{PROG} status", description=DESCRIPTION))
     elif args[0] == "table":
         _table(parse(TableOptions, args[1:], prog=f"{PROG} table", description=DESCRIPTION))
+    elif args[0] == "page":
+        _page(parse(PageOptions, args[1:], prog=f"{PROG} page", description=DESCRIPTION))
     elif args[0].startswith("-"):
         raise UsageError(f"the experiment file comes first: {PROG} FILE [--field value ...]")
     else:
@@ -88,8 +113,9 @@ def main(args: Sequence[str]) -> None:
 
 def _run(args: Sequence[str]) -> None:
     from advjax.experiment import load_experiment
-    from advjax.sweeps import Executor, Here, Processes, SweepError, sweep, tabulate
+    from advjax.sweeps import SweepError, sweep, tabulate
     from advjax.sweeps.driver import grid_of
+    from advjax.sweeps.page import lost, write_page
     from advjax.training import Stopped
 
     experiment = load_experiment(Path(args[0]))
@@ -100,9 +126,7 @@ def _run(args: Sequence[str]) -> None:
         option = "--" + name.replace("_", "-")
         if any(arg.partition("=")[0].replace("_", "-") == option for arg in args):
             raise UsageError(f"{option}: the grid of {experiment.path} sets {name} itself")
-    executor: Executor = Here()
-    if options.workers:
-        executor = Processes(options.workers, devices=options.gpus or None)
+    executor = _executor(options)
     try:
         with console.progress("sweep") as bar:
             cells = sweep(
@@ -110,6 +134,7 @@ def _run(args: Sequence[str]) -> None:
                 folder,
                 base=base,
                 executor=executor,
+                memory_gb=options.memory_gb,
                 retry=options.retry,
                 overwrite=options.overwrite,
                 progress=_Watch(console, bar),
@@ -119,11 +144,60 @@ def _run(args: Sequence[str]) -> None:
         raise
     except SweepError as error:
         raise UsageError(str(error)) from error
-    console.result({"folder": str(folder), "cells": [dataclasses.asdict(c) for c in cells]})
+    page: Path | None = None
+    try:
+        page = write_page(folder, folder / PAGE)
+    except OSError as error:  # the sweep is done all the same
+        console.note(f"advjax: no page: {error.strerror}")
+    told = [dataclasses.asdict(cell) for cell in cells]
+    console.result({"folder": str(folder), "page": page and str(page), "cells": told})
     console.say(tabulate(cells).text())
-    for line in _lost(cells):
+    for line in lost(cells):
         console.say(line)
     console.say(f"sweep   {folder}")
+    if page:
+        console.say(f"page    {page}")
+
+
+def _executor(options: SweepOptions) -> Any:
+    from advjax.sweeps import Here, Processes, Ray, Slurm
+
+    kind = options.executor or ("processes" if options.workers else "here")
+    takes = {
+        "here": (),
+        "processes": ("workers", "gpus"),
+        "ray": ("workers", "address", "parameters"),
+        "slurm": ("workers", "parameters"),
+    }
+    for name in ("workers", "gpus", "address", "parameters"):
+        if getattr(options, name) and name not in takes[kind]:
+            raise UsageError(f"--{name} is not for --executor {kind}")
+    if kind == "here":
+        return Here(together=options.together)
+    workers: dict[str, Any] = {"workers": options.workers} if options.workers else {}
+    if kind == "processes":
+        return Processes(**workers, devices=options.gpus or None)
+    given: dict[str, Any] = {}
+    for parameter in options.parameters:
+        name, equals, value = parameter.partition("=")
+        if not equals:
+            raise UsageError(f"--parameters {parameter}: NAME=VALUE is taken")
+        given[name] = _value(value)
+    try:
+        return (
+            Slurm(**workers, **given)
+            if kind == "slurm"
+            else Ray(options.address, **workers, **given)
+        )
+    except TypeError as error:
+        raise UsageError(f"--parameters: {error}") from error
+
+
+def _value(text: str) -> int | float | str:
+    for kind in (int, float):
+        with contextlib.suppress(ValueError):
+            return kind(text)
+    return text
 
 
 class _Watch:
@@ -142,16 +216,6 @@ def _counts(counts: dict[str, int]) -> str:
     return ", ".join(f"{counts[name]} {name}" for name in order if counts.get(name))
 
 
-def _lost(cells: Sequence[Any]) -> list[str]:
-    """A line for each reason that cells have no result for."""
-    reasons: dict[str, int] = {}
-    for cell in cells:
-        if cell.status in ("ko", "failed"):
-            reason = f"{'KO' if cell.status == 'ko' else 'failed'}: {cell.reason}"
-            reasons[reason] = reasons.get(reason, 0) + 1
-    return [f"{n} x {reason}" for reason, n in sorted(reasons.items(), key=lambda item: -item[1])]
-
-
 def _opened(options: FolderOptions, what: str) -> Any:
     from advjax.sweeps import Store, SweepError
 
@@ -164,6 +228,8 @@ def _opened(options: FolderOptions, what: str) -> Any:
 
 
 def _status(options: FolderOptions) -> None:
+    from advjax.sweeps.page import lost
+
     console = Console(options.json)
     with _opened(options, "status") as store:
         about, cells = store.about(), store.cells()
@@ -183,7 +249,7 @@ def _status(options: FolderOptions) -> None:
         console.say(
             f"about {left / 60:.0f} minutes left" if left > 90 else f"about {left:.0f} s left"
         )
-    for line in _lost(cells):
+    for line in lost(cells):
         console.say(line)
 
 
@@ -200,6 +266,7 @@ def seconds_left(cells: Sequence[Any]) -> float | None:
 
 def _table(options: TableOptions) -> None:
     from advjax.sweeps import export, records, tabulate
+    from advjax.sweeps.page import lost
 
     console = Console(options.json)
     with _opened(options, "table") as store:
@@ -207,7 +274,19 @@ def _table(options: TableOptions) -> None:
     table = tabulate(cells, options.metric, rows=options.rows, columns=options.columns)
     console.result({"folder": str(options.folder), "cells": records(cells)})
     console.say(table.markdown() if options.markdown else table.text())
-    for line in _lost(cells):
+    for line in lost(cells):
         console.say(line)
     if options.export is not None:
         console.say(f"written to {export(cells, options.export)}")
+
+
+def _page(options: PageOptions) -> None:
+    from advjax.sweeps import write_page
+
+    console = Console(options.json)
+    with _opened(options, "page") as store:
+        about, cells = store.about(), store.cells()
+    path = options.out or store.path.parent / PAGE
+    write_page(cells, path, about=about, metric=options.metric)
+    console.result({"folder": str(options.folder), "page": str(path)})
+    console.say(f"page    {path}")

@@ -14,7 +14,7 @@ import numpy as np
 
 from advjax.evaluation.images import amplification, amplified, png_bytes, write_whole
 from advjax.evaluation.result import Evaluation
-from advjax.evaluation.style import STYLE
+from advjax.page_style import STYLE
 
 _SIDE = 96  # pixels on the screen that small images are enlarged to
 

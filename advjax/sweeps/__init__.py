@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from advjax.sweeps.cluster import Ray, Slurm
     from advjax.sweeps.driver import Told, sweep
     from advjax.sweeps.executors import Executor, Here, Processes
     from advjax.sweeps.grid import (
@@ -20,10 +21,12 @@ if TYPE_CHECKING:
         uniform,
     )
     from advjax.sweeps.outcome import Outcome, SweepError
+    from advjax.sweeps.page import write_page
     from advjax.sweeps.store import Cell, Store
     from advjax.sweeps.table import Table, export, records, tabulate
 
 _LAZY = {
+    "cluster": ("Ray", "Slurm"),
     "driver": ("Told", "sweep"),
     "executors": ("Executor", "Here", "Processes"),
     "grid": (
@@ -37,6 +40,7 @@ _LAZY = {
         "uniform",
     ),
     "outcome": ("Outcome", "SweepError"),
+    "page": ("write_page",),
     "store": ("Cell", "Store"),
     "table": ("Table", "export", "records", "tabulate"),
 }
@@ -60,6 +64,8 @@ __all__ = [
     "Here",
     "Outcome",
     "Processes",
+    "Ray",
+    "Slurm",
     "Store",
     "SweepError",
     "Table",
@@ -75,4 +81,5 @@ __all__ = [
     "tabulate",
     "together",
     "uniform",
+    "write_page",
 ]

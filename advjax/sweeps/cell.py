@@ -13,7 +13,7 @@ import shutil
 import time
 import traceback
 import typing
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from advjax.experiment import Experiment, load_experiment
 from advjax.sweeps.outcome import Outcome, SweepError
 from advjax.training import runfolder
 from advjax.training.checkpoint import steps_in
+from advjax.training.outcome import Progress
 from advjax.training.runfolder import RunError
 
 FORMAT = 1
@@ -39,15 +40,14 @@ class Task:
       experiment: the experiment file.
       config: the fields of its Config.
       folder: the cell's own folder, an absolute path.
+      memory: bytes that a training may need on a device; what the device has when None.
     """
 
     name: str
     experiment: str
     config: Mapping[str, Any]
     folder: str
-
-
-Progress = Callable[[Any], None]
+    memory: float | None = None
 
 
 def run_cell(task: Task, progress: Progress | None = None) -> Outcome:
@@ -62,17 +62,36 @@ def run_cell(task: Task, progress: Progress | None = None) -> Outcome:
       Stopped: if it was asked to stop; it has saved its state.
     """
     folder = Path(task.folder)
+    with held(folder):
+        before = read_outcome(folder)
+        if before is not None:
+            return before
+        write_down(task)
+        outcome = _run(task, folder, progress)
+        write_down(task, outcome)
+        return outcome
+
+
+def write_down(task: Task, outcome: Outcome | None = None) -> None:
+    """What the cell is, or how it ended, into its folder."""
+    folder = Path(task.folder)
+    if outcome is None:
+        runfolder.write_json(folder / "cell.json", {"name": task.name, "config": task.config})
+    else:
+        result = {"format": FORMAT, **dataclasses.asdict(outcome)}
+        runfolder.write_json(folder / "result.json", result)
+
+
+@contextlib.contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Holds the cell, after the worker of an earlier driver that may still be saving it.
+
+    Raises:
+      SweepError: if that does not end, and when the disk is full or cannot be written to.
+    """
     try:
         with _alone(folder):
-            before = read_outcome(folder)
-            if before is not None:
-                return before
-            runfolder.write_json(folder / "cell.json", {"name": task.name, "config": task.config})
-            outcome = _run(task, folder, progress)
-            runfolder.write_json(
-                folder / "result.json", {"format": FORMAT, **dataclasses.asdict(outcome)}
-            )
-            return outcome
+            yield
     except OSError as error:
         if error.errno in _NO_ROOM:
             raise SweepError(f"{folder}: {error.strerror}; what is finished is kept") from error
@@ -81,7 +100,6 @@ def run_cell(task: Task, progress: Progress | None = None) -> Outcome:
 
 @contextlib.contextmanager
 def _alone(folder: Path) -> Iterator[None]:
-    """Holds the cell; waits for the worker of an earlier driver that is still saving it."""
     until = time.monotonic() + _PATIENCE_S
     with contextlib.ExitStack() as stack:
         while True:
@@ -129,50 +147,72 @@ def _run(task: Task, folder: Path, progress: Progress | None) -> Outcome:
     try:
         experiment = loaded(task.experiment)
         config = config_of(experiment, task.config)
-        metrics, seconds = _work(experiment, config, folder / "run", progress)
-    except OSError as error:
-        if error.errno in _NO_ROOM:
-            raise
-        return _failed(folder, error, began)
-    except MemoryError as error:
-        return Outcome("ko", _memory(str(error)), seconds=time.monotonic() - began)
-    except FloatingPointError as error:
-        return Outcome("ko", _diverged(error), seconds=time.monotonic() - began)
+        if experiment.build is not None:
+            training = experiment.build(config)
+            check_memory(training, task.memory)
+            from advjax.training import fit
+
+            result = fit(
+                training,
+                folder / "run",
+                config=dataclasses.asdict(config),
+                source=experiment.path,
+                progress=progress,
+            )
+            return trained(result)
+        metrics = _studied(experiment, config, folder / "run", progress)
+        return Outcome("done", "", metrics, time.monotonic() - began)
     except Exception as error:
-        if "RESOURCE_EXHAUSTED" in str(error):
-            return Outcome("ko", _memory(str(error)), seconds=time.monotonic() - began)
-        return _failed(folder, error, began)
-    return Outcome("done", "", metrics, time.monotonic() - began if seconds is None else seconds)
+        return ended_by(error, folder, time.monotonic() - began)
 
 
-def _work(
+def ended_by(error: Exception, folder: Path, seconds: float) -> Outcome:
+    """What an error says of a cell; one that ends the sweep is raised again."""
+    if isinstance(error, SweepError) or getattr(error, "errno", None) in _NO_ROOM:
+        raise error
+    if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
+        return Outcome("ko", _memory(str(error)), seconds=seconds)
+    if isinstance(error, FloatingPointError):
+        return Outcome("ko", _diverged(error), seconds=seconds)
+    return _failed(folder, error, seconds)
+
+
+def check_memory(training: Any, budget: float | None) -> None:
+    """Raises MemoryError if the training needs more than the budget, or than the device has."""
+    import jax
+
+    from advjax.training.memory import available_bytes, predicted_bytes
+
+    devices = jax.local_devices()
+    there = available_bytes(devices[0]) if budget is None else budget
+    needed = predicted_bytes(training, len(devices))
+    if there is not None and needed > there:
+        raise MemoryError(f"needs {needed / 1e9:.3g} GB, {there / 1e9:.3g} GB are there")
+
+
+def trained(result: Any) -> Outcome:
+    """The outcome of ``fit``'s result."""
+    metrics: dict[str, Any] = {"step": result.last.step}
+    if result.stopped is not None:
+        metrics["stopped"] = result.stopped
+    for which in ("last", "best"):
+        found = getattr(result, which).metrics
+        metrics.update({f"{which}/{name}": _number(v) for name, v in found.items()})
+    metrics["best/step"] = result.best.step
+    seconds = result.history[-1]["seconds"] if result.history else 0.0
+    return Outcome("done", "", metrics, seconds)
+
+
+def _studied(
     experiment: Experiment, config: Any, folder: Path, progress: Progress | None
-) -> tuple[dict[str, Any], float | None]:
-    """The metrics of the experiment, and its seconds where it counts them itself."""
-    if experiment.build is not None:
-        from advjax.training import fit
-
-        result = fit(
-            experiment.build(config),
-            folder,
-            config=dataclasses.asdict(config),
-            source=experiment.path,
-            progress=progress,
-        )
-        metrics: dict[str, Any] = {"step": result.last.step}
-        if result.stopped is not None:
-            metrics["stopped"] = result.stopped
-        for which in ("last", "best"):
-            found = getattr(result, which).metrics
-            metrics.update({f"{which}/{name}": _number(v) for name, v in found.items()})
-        metrics["best/step"] = result.best.step
-        return metrics, result.history[-1]["seconds"] if result.history else None
+) -> dict[str, Any]:
+    """The numbers that ``main`` returns."""
     assert experiment.main is not None
     folder.mkdir(parents=True, exist_ok=True)
     told = {"progress": progress} if experiment.takes_progress else {}
     found = experiment.main(config, folder, **told)
     plain = {n: _number(v) for n, v in found.items() if n != "table"}
-    return {n: v for n, v in plain.items() if isinstance(v, (int, float, str, type(None)))}, None
+    return {n: v for n, v in plain.items() if isinstance(v, (int, float, str, type(None)))}
 
 
 def _number(value: Any) -> Any:
@@ -200,7 +240,9 @@ def config_of(experiment: Experiment, fields: Mapping[str, Any]) -> Any:
 
 
 def _memory(message: str) -> str:
-    """``out of memory, needs 31.0 GB`` of an allocator's message."""
+    """``out of memory, needs 31.0 GB more`` of an allocator's message."""
+    if message.startswith("needs "):
+        return f"out of memory, {message}"
     found = re.search(r"allocat\w* (\d+) ?bytes", message, re.IGNORECASE)
     return "out of memory" + (f", needs {int(found[1]) / 1e9:.1f} GB more" if found else "")
 
@@ -210,10 +252,10 @@ def _diverged(error: FloatingPointError) -> str:
     return f"diverged: {error}" if step is None else f"diverged at step {step}"
 
 
-def _failed(folder: Path, error: BaseException, began: float) -> Outcome:
+def _failed(folder: Path, error: BaseException, seconds: float) -> Outcome:
     if shutil.disk_usage(folder).free < _LEAST_FREE:  # whatever the error says then
         raise SweepError(f"{folder}: the disk is full; what is finished is kept") from error
     with contextlib.suppress(OSError):
         (folder / "error.txt").write_text("".join(traceback.format_exception(error)))
     reason = " ".join(f"{type(error).__name__}: {error}".split())
-    return Outcome("failed", reason[:500], seconds=time.monotonic() - began)
+    return Outcome("failed", reason[:500], seconds=seconds)

@@ -16,7 +16,7 @@ from typing import Any
 from advjax.experiment import load_experiment
 from advjax.sweeps.cell import Task, forget, how_far
 from advjax.sweeps.executors import Ended, Executor, Here
-from advjax.sweeps.grid import Grid, canonical, config_hash
+from advjax.sweeps.grid import Grid, config_hash
 from advjax.sweeps.outcome import Outcome, SweepError
 from advjax.sweeps.store import ENDED, FILE, Cell, Store
 from advjax.training import runfolder
@@ -54,6 +54,7 @@ def sweep(
     grid: Grid | None = None,
     base: Any = None,
     executor: Executor | None = None,
+    memory_gb: float | None = None,
     retry: bool = False,
     overwrite: bool = False,
     progress: Callable[[Told], None] | None = None,
@@ -71,7 +72,9 @@ def sweep(
       folder: the sweep's: ``sweep.db``, a folder for each cell, and the workers' logs.
       grid: what to run; the file's own ``grid`` when None.
       base: the Config whose fields the grid changes; its defaults when None.
-      executor: where cells run; one after the other in this process when None.
+      executor: where cells run; in this process when None.
+      memory_gb: what a training may need on a device, in 10^9 bytes, as predicted from its shapes;
+        one that needs more is ``ko`` without being tried. What the device has when None.
       retry: runs cells again that failed or were ``ko``.
       overwrite: deletes the sweep that the folder holds.
       progress: told when a cell begins and ends, and of anything odd.
@@ -101,13 +104,18 @@ def sweep(
         "versions": runfolder.versions([])["packages"],
     }
     cells = [
-        Cell(config_hash(config), place, json.loads(canonical(dataclasses.asdict(config))))
+        Cell(
+            config_hash(config),
+            place,
+            json.loads(json.dumps(dataclasses.asdict(config), default=str)),
+        )
         for place, config in enumerate(configs)
     ]
     with contextlib.ExitStack() as stack:
         _open(stack, path, overwrite)
         store = stack.enter_context(Store(path, write=True))
-        run = _Driver(store, path, loaded.path.absolute(), executor or Here(), progress)
+        memory = None if memory_gb is None else memory_gb * 1e9
+        run = _Driver(store, path, loaded.path.absolute(), executor or Here(), progress, memory)
         interrupted = [c for c in store.cells() if c.status == "running" and c.worker == Here.NAME]
         for note in store.start(about, cells):
             run.tell(note)
@@ -155,8 +163,10 @@ class _Driver:
         experiment: Path,
         executor: Executor,
         progress: Callable[[Told], None] | None,
+        memory: float | None,
     ) -> None:
         self.store, self.folder, self.experiment = store, folder, experiment
+        self.memory = memory
         self.executor, self.progress = executor, progress
         self.running: set[str] = set()
         self.counts: collections.Counter[str] = collections.Counter()
@@ -201,7 +211,8 @@ class _Driver:
         self.store.begin(cell.name, worker)
         self._count(cell.status, "running")
         folder = str(self._folder(cell.name))
-        self.executor.submit(Task(cell.name, str(self.experiment), cell.config, folder))
+        task = Task(cell.name, str(self.experiment), cell.config, folder, self.memory)
+        self.executor.submit(task)
 
     def _ended(self, name: str, outcome: Outcome) -> None:
         self.store.end(name, outcome, runfolder.read_rows(self._folder(name) / "run"))

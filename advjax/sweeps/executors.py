@@ -19,7 +19,7 @@ from advjax import process_settings
 from advjax.sweeps.cell import Progress, Task, run_cell
 from advjax.sweeps.outcome import Outcome, SweepError
 
-_GRACE_S = 30.0  # for a worker to save its state before it is killed
+GRACE_S = 30.0  # for a worker to save its state before it is killed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,17 +59,22 @@ class Executor(Protocol):
 
 
 class Here:
-    """One cell after the other in this process: nothing to start, compiled programs are shared.
+    """In this process: nothing to start, compiled programs are shared.
 
     Args:
       progress: told of the training inside a cell, as by ``fit``.
+      together: how many trainings of one program may run as one, mapped over their numbers (by
+        ``fit_together``), where memory allows; 1 for one after the other. When None, one on CPUs,
+        where that is faster, and 64 elsewhere.
     """
 
     NAME = "here"
 
-    def __init__(self, progress: Progress | None = None) -> None:
-        self._progress = progress
-        self._task: Task | None = None
+    def __init__(self, progress: Progress | None = None, *, together: int | None = None) -> None:
+        if together is not None and together < 1:
+            raise ValueError(f"together={together}; at least 1 is taken")
+        self._progress, self._together = progress, together
+        self._tasks: list[Task] = []
 
     def __enter__(self) -> Here:
         return self
@@ -78,18 +83,27 @@ class Here:
         pass
 
     def start(self, folder: Path) -> None:
-        pass
+        if self._together is None:
+            from advjax.sweeps.population import together_by_default
+
+            self._together = together_by_default()
 
     def free(self) -> str | None:
-        return self.NAME if self._task is None else None
+        assert self._together is not None
+        return self.NAME if len(self._tasks) < self._together else None
 
     def submit(self, task: Task) -> None:
-        self._task = task
+        self._tasks.append(task)
 
     def wait(self, seconds: float) -> list[Ended | Lost]:
-        assert self._task is not None
-        task, self._task = self._task, None
-        return [Ended(task.name, run_cell(task, self._progress))]
+        assert self._together is not None
+        tasks, self._tasks = self._tasks, []
+        if len(tasks) == 1:
+            return [Ended(tasks[0].name, run_cell(tasks[0], self._progress))]
+        from advjax.sweeps.population import run_cells
+
+        found = run_cells(tasks, self._together, self._progress)
+        return [Ended(name, outcome) for name, outcome in found.items()]
 
 
 class Processes:
@@ -123,7 +137,7 @@ class Processes:
     def __exit__(self, *exc: object) -> None:
         for worker in self._workers:
             worker.ask_to_end()
-        until = time.monotonic() + _GRACE_S
+        until = time.monotonic() + GRACE_S
         for worker in self._workers:
             worker.end(until)
         self._selector.close()
@@ -184,8 +198,7 @@ class _Worker:
         self.process: subprocess.Popen[str] | None = None
         self.task: Task | None = None
         self.idle_ends = 0  # ends in a row without a task: it cannot even start
-        self._environment = {**os.environ, **environment}
-        self._environment.update(process_settings.settings(self._environment))
+        self._environment = worker_environment(environment)
         if devices is not None:
             self._environment["CUDA_VISIBLE_DEVICES"] = devices[i % len(devices)]
         self._cores = _share(i, n)
@@ -193,8 +206,6 @@ class _Worker:
     def run(self) -> None:
         if self.process is not None:
             self._close()
-        root = str(Path(__file__).parents[2])
-        path = self._environment.get("PYTHONPATH")
         with self.log.open("a") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "advjax.sweeps.worker"],
@@ -202,10 +213,7 @@ class _Worker:
                 stdout=subprocess.PIPE,
                 stderr=log,
                 text=True,
-                env={
-                    **self._environment,
-                    "PYTHONPATH": f"{root}{os.pathsep}{path}" if path else root,
-                },
+                env=self._environment,
                 start_new_session=True,  # Ctrl-C is the driver's; it passes the end on
             )
         if self._cores is not None:
@@ -267,6 +275,16 @@ class _Worker:
             if pipe is not None:
                 with contextlib.suppress(BrokenPipeError):
                     pipe.close()
+
+
+def worker_environment(given: Mapping[str, str]) -> dict[str, str]:
+    """This process's variables and those given, with the settings that must stand before a worker
+    starts, and this very package on its path."""
+    found = {**os.environ, **given}
+    found.update(process_settings.settings(found))
+    root, path = str(Path(__file__).parents[2]), found.get("PYTHONPATH")
+    found["PYTHONPATH"] = f"{root}{os.pathsep}{path}" if path else root
+    return found
 
 
 def _share(i: int, n: int) -> set[int] | None:

@@ -113,7 +113,8 @@ def read(folder: Path, step: int) -> tuple[dict[str, np.ndarray], dict[str, Any]
         raise CheckpointError(f"no checkpoint {path}; there are: {held}")
     item = lambda name, args: ocp.args.Composite(**{name: args})
     try:
-        with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as reader:
+        handler = ocp.CompositeCheckpointHandler()
+        with ocp.Checkpointer(handler, multiprocessing_options=_alone()) as reader:
             record = reader.restore(path, args=item("position", ocp.args.JsonRestore()))["position"]
             _check_record(record, step)
             target = {
@@ -167,6 +168,14 @@ def fill(where: str, template: Any, arrays: Mapping[str, np.ndarray]) -> Any:
     return jax.tree.map_with_path(one, template)
 
 
+def _alone() -> Any:
+    """Of several processes one writes and reads, without waiting for the others."""
+    import orbax.checkpoint as ocp
+
+    this = jax.process_index()
+    return ocp.options.MultiprocessingOptions(primary_host=this, active_processes={this})
+
+
 class _LatestAndBest:
     """Orbax's preservation policy: what to keep is asked for after every save.
 
@@ -193,11 +202,15 @@ class Checkpoints:
         import orbax.checkpoint as ocp
 
         self.folder = folder.absolute()
+        self.folder.mkdir(parents=True, exist_ok=True)
         self.best: int | None = None
         self._manager = ocp.CheckpointManager(
             self.folder,
             options=ocp.CheckpointManagerOptions(
-                preservation_policy=_LatestAndBest(self), cleanup_tmp_directories=True, create=True
+                preservation_policy=_LatestAndBest(self),
+                cleanup_tmp_directories=True,
+                create=False,
+                multiprocessing_options=_alone(),
             ),
         )
 

@@ -11,6 +11,8 @@ from typing import Any
 
 import jax
 
+from advjax.training import hosts, runfolder
+from advjax.training.checkpoint import CheckpointError
 from advjax.training.outcome import Progress, Result
 from advjax.training.parallel import place, positions, replicate, steps_in_flight
 from advjax.training.program import compiled_step
@@ -30,6 +32,9 @@ def fit(
 ) -> Result:
     """Trains, evaluates, and with a run folder saves and resumes.
 
+    After ``advjax.training.hosts.join`` the same call in every process trains one run over the
+    devices of all; the first process has the folder.
+
     The same call on the same folder goes on where the last one was killed, to bit-identical
     weights on a CPU with the same devices. On SIGTERM or SIGINT the state is saved and ``Stopped``
     (a ``SystemExit``) is raised; without a folder the signals are left alone.
@@ -41,28 +46,54 @@ def fit(
       config: JSON-able settings the training was built from; kept, and compared on resuming.
       source: the experiment file, copied into the folder.
       overwrite: deletes the run that the folder holds.
-      devices: all local devices by default; the batch is split over them.
+      devices: all by default, those of other processes too; the batch is split over them.
       progress: called with an ``Event`` now and then.
 
     Raises:
       RunError: if the folder holds another run (the fields are named) or something else.
       DivergedError: at the first bad step; nothing of it is saved.
-      ValueError: if the devices cannot share the batch equally.
+      ValueError: if the devices cannot share the batch equally, or an objective with a carry is
+        trained by several processes.
     """
-    devices = list(jax.local_devices() if devices is None else devices)
+    devices = list(jax.devices() if devices is None else devices)
     places = positions(training.batch_size, devices)
+    if hosts.several() and hasattr(training.objective, "start"):
+        name = type(training.objective).__name__
+        raise ValueError(f"{name} hands a carry from step to step; one process trains with it")
     with contextlib.ExitStack() as stack:
         run = Run(training, devices, progress)
         if run_dir is not None:
-            run.open(
-                stack, Path(run_dir).absolute(), config, None if source is None else Path(source),
-                overwrite,
-            )  # fmt: skip
+            folder, file = Path(run_dir).absolute(), None if source is None else Path(source)
+            _open(run, stack, folder, config, file, overwrite)
         run.begin()
         if not run.ended:
             _train(run, places)
         run.finish()
     return run.result()
+
+
+def _open(
+    run: Run,
+    stack: contextlib.ExitStack,
+    folder: Path,
+    config: Any,
+    source: Path | None,
+    overwrite: bool,
+) -> None:
+    """Opens the run's folder; of several processes the first one does, and tells the others."""
+    if not hosts.several():
+        run.open(stack, folder, config, source, overwrite)
+        return
+    refused: Exception | None = None
+    if hosts.leads():
+        try:
+            run.open(stack, folder, config, source, overwrite)
+        except (runfolder.RunError, CheckpointError) as error:
+            refused = error
+    said = hosts.told(refused and str(refused))
+    if said is not None:
+        raise refused or runfolder.RunError(said)
+    run.follow(stack)
 
 
 def _train(run: Run, places: Any) -> None:

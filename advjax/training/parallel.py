@@ -2,7 +2,8 @@
 
 The state crosses with ``in_axes=None`` and ``out_axes=None``: it stays replicated, is never
 stacked, and its buffers are donated. Only what goes by place in the batch is split: the places
-themselves, and the state's carry.
+themselves, and the state's carry. With several processes (``jax.distributed``) the devices are
+those of all of them, and each process holds what lies on its own.
 """
 
 from __future__ import annotations
@@ -47,8 +48,13 @@ def parallel(step: Step, devices: Sequence[jax.Device]) -> Callable[..., Any]:
     return call
 
 
+def own(devices: Sequence[jax.Device]) -> list[jax.Device]:
+    """Those of the devices that belong to this process."""
+    return [d for d in devices if d.process_index == jax.process_index()]
+
+
 def replicate(tree: Any, devices: Sequence[jax.Device]) -> Any:
-    """A copy of every array on every device.
+    """A copy of every array on every device of this process.
 
     A real copy: ``device_put`` would share memory with its argument on the first device, and
     donating the state would then delete the caller's arrays.
@@ -57,13 +63,15 @@ def replicate(tree: Any, devices: Sequence[jax.Device]) -> Any:
 
 
 def split(tree: Any, devices: Sequence[jax.Device]) -> Any:
-    """Arrays ``[B, ...]`` by place in the batch as ``[D, B / D, ...]``, one row on each device."""
-    rows = jax.tree.map(lambda v: jnp.reshape(v, (len(devices), -1, *jnp.shape(v)[1:])), tree)
-    return _put(rows, devices, PartitionSpec(AXIS))
+    """Arrays ``[B, ...]`` by place in the batch as ``[D, B / D, ...]``, one row on each device; a
+    process has the rows of its own devices."""
+    mine = np.asarray([d.process_index == jax.process_index() for d in devices])
+    rows = lambda v: jnp.reshape(v, (len(devices), -1, *jnp.shape(v)[1:]))[mine]
+    return _put(jax.tree.map(rows, tree), devices, PartitionSpec(AXIS))
 
 
 def _put(tree: Any, devices: Sequence[jax.Device], spec: PartitionSpec) -> Any:
-    sharding = NamedSharding(Mesh(np.asarray(devices), (AXIS,)), spec)
+    sharding = NamedSharding(Mesh(np.asarray(own(devices)), (AXIS,)), spec)
     return jax.tree.map(lambda v: jax.device_put(jnp.array(v, copy=True), sharding), tree)
 
 
@@ -80,7 +88,8 @@ def gather(state: TrainState) -> TrainState:
 
 
 def positions(batch_size: int, devices: Sequence[jax.Device]) -> Array:
-    """``[D, batch_size / D]`` places in the global batch, one row on each device.
+    """``[D, batch_size / D]`` places in the global batch, one row on each device, of which a
+    process has its own.
 
     Raises:
       ValueError: if the devices cannot share the batch equally.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -12,10 +13,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from advjax.training import runfolder
+from advjax.training import hosts, runfolder
 from advjax.training.checkpoint import (
     Checkpoints,
     DamagedCheckpointError,
+    arrays_of,
     fill,
     read,
     set_aside,
@@ -29,9 +31,7 @@ from advjax.training.outcome import (
     check_metrics,
     check_parameters,
 )
-from advjax.training.parallel import (
-    gather,
-)
+from advjax.training.parallel import gather, own
 from advjax.training.signals import Signals, Stopped
 from advjax.training.spec import Training, root_keys
 from advjax.training.state import TrainState
@@ -46,7 +46,8 @@ class Run:
     def __init__(
         self, training: Training, devices: Sequence[jax.Device], progress: Progress | None
     ) -> None:
-        self.training, self.devices, self.progress = training, devices, progress
+        self.training, self.devices = training, devices
+        self.progress = progress if hosts.leads() else None
         init_key, step_key, self.evaluation_key = root_keys(training.seed)
         self.state: TrainState = training.first_state(step_key, init_key)
         self.judging = training.judging()
@@ -93,6 +94,31 @@ class Run:
         self.checkpoints.best = self.best.step if self.best else None
         self.metrics = stack.enter_context(runfolder.Metrics(folder, rows, self.note))
         self.signals = stack.enter_context(Signals()) if signals else None
+
+    def follow(self, stack: contextlib.ExitStack) -> None:
+        """Takes over where the first process, which has the folder, stands."""
+        best = self.best and {"step": self.best.step, "metrics": dict(self.best.metrics)}
+        mine = {
+            "step": self.step,
+            "evaluated": self.evaluated,
+            "watched": self.watched,
+            "stopped": self.stopped,
+            "resumed_finished": self.resumed_finished,
+            "best": best,
+        }
+        position = hosts.told(mine)
+        if position["step"]:
+            arrays = hosts.told_arrays(arrays_of(self.state))
+            self.state = fill("the first process's state", self.state, arrays)
+        for name in mine.keys() - {"best"}:
+            setattr(self, name, position[name])
+        if position["best"] is not None:
+            model = self._model(self.state) if self.best is None else self.best.model
+            arrays = hosts.told_arrays(arrays_of(model))
+            model = fill("the first process's best model", model, arrays)
+            self.best = Snapshot(model, position["best"]["step"], position["best"]["metrics"])
+        if self.signals is None:
+            self.signals = stack.enter_context(Signals())
 
     def _resume(self, folder: Path) -> list[runfolder.Row]:
         """Loads the latest checkpoint that is whole; returns the rows up to its step."""
@@ -194,7 +220,11 @@ class Run:
         due = training.evaluates_at(self.step) or training.watches_at(self.step)
         due = due or self.step == training.total_steps
         late = self.checkpoints is not None and now - self.saved > training.checkpoint_every_s
-        logged = self.step % training.log_every == 0 or now - self.shown > _SHOW_EVERY_S
+        logged = self.step % training.log_every == 0
+        if hosts.several():  # clocks and signals differ: all do the same at the same steps
+            late, stop = late and logged, logged and hosts.any_of(stop)
+        else:
+            logged = logged or now - self.shown > _SHOW_EVERY_S
         if due or late or stop:
             self.state = state()
         if due or late or stop or logged:
@@ -208,12 +238,12 @@ class Run:
             self.stop()
 
     def stop(self) -> None:
-        """Saves and leaves, after a signal."""
-        assert self.signals is not None and self.signals.received is not None
+        """Saves and leaves, after a signal, which another process may have got."""
+        assert self.signals is not None
         self.save()
         if self.checkpoints is not None:
             self.checkpoints.wait()
-        raise Stopped(self.signals.received, f"step {self.step}")
+        raise Stopped(self.signals.received or signal.SIGTERM, f"step {self.step}")
 
     def flush(self) -> None:
         """Fetches the metrics that wait on the device, checks them and writes them down."""
@@ -276,7 +306,7 @@ class Run:
         """Looks for catastrophic overfitting, on the same images every time."""
         training = self.training
         data = training.train.subset(training.batch_size, training.seed)
-        model = training.model(*map(_own, (self.state.params, self.state.stats)))
+        model = training.model(*map(_copied, (self.state.params, self.state.stats)))
         found = self._measure(model, data, {"watch": training.watch})
         accuracy, before = float(found.robust["watch"].value), self.watched
         self._judged("watch", {"watched_accuracy": accuracy})
@@ -300,7 +330,7 @@ class Run:
             key=self.evaluation_key,
             batch_size=min(256, len(data)),
             progress=self._interrupt,
-            devices=self.devices,
+            devices=own(self.devices),
         )
 
     def _judged(self, kind: str, metrics: dict[str, float]) -> None:
@@ -312,6 +342,8 @@ class Run:
 
     def _interrupt(self, *_: Any, **__: Any) -> None:
         """Called by an evaluation between its parts."""
+        if hosts.several():
+            return
         if self.signals is not None and self.signals.received is not None:
             self.stop()
 
@@ -322,7 +354,7 @@ class Run:
 
     def _model(self, state: TrainState) -> Any:
         """The model to evaluate and keep."""
-        return self.training.model(*map(_own, state.evaluated()))
+        return self.training.model(*map(_copied, state.evaluated()))
 
     # --- telling ----------------------------------------------------------------------------
 
@@ -350,6 +382,6 @@ class Run:
         )
 
 
-def _own(tree: Any) -> Any:
+def _copied(tree: Any) -> Any:
     """Copies of the arrays: the state's are donated to the next step."""
     return jax.tree.map(lambda v: jnp.asarray(np.array(v, copy=True)), tree)

@@ -106,9 +106,9 @@ class _Group:
         shared = all(_same(data[0], other) for other in data[1:])
         step = compiled_steps(trainings[0], self.devices, shared)
         put = lambda tree: replicate(tree, self.devices)
-        state = place(_stack([run.state for run in self.runs]), self.devices)
-        objective = put(_stack([t.objective for t in trainings]))
-        x, y, streams = put(data[0] if shared else _stack(data))
+        state = place(stack([run.state for run in self.runs]), self.devices)
+        objective = put(stack([t.objective for t in trainings]))
+        x, y, streams = put(data[0] if shared else stack(data))
         limit = steps_in_flight(self.devices)
         in_flight: collections.deque[Any] = collections.deque()
         active = dict(enumerate(self.runs))
@@ -145,7 +145,8 @@ class _Group:
         raise Stopped(self.signals.received, f"step {steps}")
 
 
-def _stack(trees: Sequence[Any]) -> Any:
+def stack(trees: Sequence[Any]) -> Any:
+    """Trees of one structure as one, every leaf with a first axis more."""
     return jax.tree.map(lambda *leaves: jnp.stack([jnp.asarray(leaf) for leaf in leaves]), *trees)
 
 

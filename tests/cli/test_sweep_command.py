@@ -69,10 +69,33 @@ def test_a_sweep_is_run_shown_and_written_out(
     assert len(rows) == 4 and rows[0]["data_dir"] == "here" and rows[3]["status"] == "ko"
 
 
+def test_a_page_is_written_at_the_end_and_on_demand(
+    file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["sweep", str(file), "--folder", "s"]) == 0
+    assert "page    s/index.html" in capsys.readouterr().out
+    written = Path("s/index.html").read_text()
+    assert "numbers.py" in written and "Numbers from numbers." in written
+    Path("s/index.html").unlink()
+    assert main(["sweep", "page", "s"]) == 0
+    assert Path("s/index.html").read_text() == written
+    assert main(["sweep", "page", "s", "--metric", "accuracy", "--out", "p.html", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1]) == {"folder": "s", "page": "p.html"}
+    assert Path("p.html").read_text() == written
+
+    Path("s/index.html").unlink()
+    Path("s/index.html").mkdir()  # what is in the way of the page does not undo the sweep
+    assert main(["sweep", str(file), "--folder", "s"]) == 0
+    shown = capsys.readouterr()
+    assert not list(Path("s").glob("*.tmp"))
+    assert "no page:" in shown.err and "page  " not in shown.out and "sweep   s" in shown.out
+
+
 def test_it_tells_itself_as_json(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["sweep", str(file), "--folder", "s", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert [cell["status"] for cell in found["cells"]] == ["done", "done", "done", "ko"]
+    assert found["page"] == "s/index.html"
 
 
 @pytest.mark.parametrize(
@@ -83,8 +106,14 @@ def test_it_tells_itself_as_json(file: Path, capsys: pytest.CaptureFixture[str])
         (["numbers.py", "--folder", "numbers.py"], "or it is a file"),
         (["--workers", "2"], "the experiment file comes first"),
         (["none.py"], "no experiment file"),
+        (["numbers.py", "--executor", "here", "--workers", "2"], "--workers is not for --executor"),
+        (["numbers.py", "--address", "auto"], "--address is not for --executor here"),
+        (["numbers.py", "--executor", "ray", "--parameters", "gpus"], "NAME=VALUE is taken"),
+        (["numbers.py", "--executor", "ray", "--parameters", "cores=1"], "argument 'cores'"),
         (["status"], "no sweep given"),
         (["table", "nowhere"], "nowhere is no sweep: it has no sweep.db"),
+        (["page"], "no sweep given: advjax sweep page FOLDER"),
+        (["page", "nowhere"], "nowhere is no sweep: it has no sweep.db"),
     ],
 )
 def test_bad_input_is_one_line(
@@ -95,10 +124,27 @@ def test_bad_input_is_one_line(
     assert message in shown and len(shown.splitlines()) == 1
 
 
+def test_executors_are_named_and_without_their_package_one_line_says_so(
+    file: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert main(["sweep", str(file), "--executor", "processes", "--workers", "1", "--json"]) == 0
+    for name, package in (("ray", "ray"), ("slurm", "submitit")):
+        monkeypatch.setitem(sys.modules, package, None)
+        assert main(["sweep", str(file), "--executor", name, "--workers", "2"]) == 2
+        assert f"pip install 'advjax[{name}]'" in capsys.readouterr().err
+
+
 def test_help_says_how(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["sweep", "--help"]) == 0
     shown = capsys.readouterr().out
-    for text in ("status FOLDER", "table FOLDER", "--workers", "--retry", "goes on where"):
+    for text in (
+        "status FOLDER",
+        "table FOLDER",
+        "page FOLDER",
+        "--workers",
+        "--retry",
+        "goes on where",
+    ):
         assert text in shown
 
 
@@ -106,7 +152,8 @@ def test_looking_at_a_sweep_loads_nothing_heavy(file: Path) -> None:
     assert main(["sweep", str(file), "--folder", "s", "--json"]) == 0
     code = (
         "import sys; from advjax.cli import main; main(['sweep', 'status', 's']); "
-        "main(['sweep', 'table', 's']); print([m for m in ('jax', 'flax') if m in sys.modules])"
+        "main(['sweep', 'table', 's']); main(['sweep', 'page', 's']); "
+        "print([m for m in ('jax', 'flax') if m in sys.modules])"
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.splitlines()[-1] == "[]"

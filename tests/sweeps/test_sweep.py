@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -217,3 +218,33 @@ def test_a_cell_folder_explains_itself(synthetic, tmp_path):
     assert json.loads((folder / "cell.json").read_text())["config"] == dict(cell.config)
     outcome = read_outcome(folder)
     assert outcome is not None and outcome.metrics == cell.metrics
+
+
+def test_cells_that_do_not_fit_are_told_before_they_are_tried(digits, tmp_path):
+    cells = sweep(digits, tmp_path / "s", grid=choices(seed=[0]), memory_gb=1e-4)
+    assert [c.status for c in cells] == ["ko"]
+    assert re.fullmatch(r"out of memory, needs 0.00\d+ GB, 0.0001 GB are there", cells[0].reason)
+    assert not (tmp_path / "s" / "cells" / cells[0].name / "run").exists()
+
+
+def test_cells_that_run_together_end_as_they_do_in_turn(digits, tmp_path):
+    digits.write_text(
+        digits.read_text()
+        .replace("optax.sgd(config.lr)", "optax.inject_hyperparams(optax.sgd)(config.lr)")
+        .replace("batch_size=64", "batch_size=config.batch_size")
+        .replace("steps: int = 30", "steps: int = 30\n    batch_size: int = 64")
+    )
+    grid = choices(lr=[0.01, 1e30, 0.02], seed=[0, 1], batch_size=[32, 64])
+    turn = sweep(digits, tmp_path / "turn", grid=grid)
+    told = []
+    together = sweep(
+        digits, tmp_path / "together", grid=grid, executor=Here(together=5), progress=told.append
+    )
+    for a, b in zip(turn, together, strict=True):
+        assert (a.name, a.status, a.reason) == (b.name, b.status, b.reason)
+        assert a.metrics == pytest.approx(b.metrics, abs=0.011)
+    # Two programs, and five cells at a time: the last two are one of each.
+    assert max(t.counts.get("running", 0) for t in told) == 5
+    assert sum(c.status == "ko" for c in together) == 4
+    with Store(tmp_path / "together") as store:
+        assert len(store.history(together[0].name)) == len(store.history(together[8].name)) > 30

@@ -1,4 +1,4 @@
-"""The style sheet of the reports."""
+"""The style sheet that the pages and reports share."""
 
 STYLE = """
 :root {
