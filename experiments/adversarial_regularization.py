@@ -30,9 +30,9 @@ Measured, seeds 0 and 1, 500 test images (10,000 training images, 4 epochs):
     MNIST    plain        98.4  98.6   69.0  74.6     31.4  46.4      2.4   6.2
              L-inf        98.0  98.8   87.0  85.8     86.0  84.0     22.6  27.2
 
-As expected, but for one thing: on MNIST FGSM on the regularised network itself leaves as much as the
-transferred images do, since it was trained on such images; Auto-PGD takes 60 points of it back. The
-published 83 and 95 on transferred images are not reached, nor clean 90 on Fashion-MNIST, with a
+As expected, but for one thing: on MNIST FGSM on the regularised network itself leaves as much as
+the transferred images do, since it was trained on such images; Auto-PGD takes 60 points of it back.
+The published 83 and 95 on transferred images are not reached, nor clean 90 on Fashion-MNIST, with a
 sixth of the images and a small network.
 """
 

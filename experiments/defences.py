@@ -93,6 +93,8 @@ class Config:
     """Standard deviation of smoothing's noise, in training too."""
     quality: int = 50
     """Of JPEG."""
+    bits: int = 1
+    """Of the reduced bit depth, as a transform and in feature squeezing."""
     weight: float = 0.3
     """Of total variation."""
     false_positives: float = 0.05
@@ -178,7 +180,7 @@ def defences(config: Config, nets: Mapping[str, Any]) -> dict[str, tuple[Any, An
     ensemble, smoothed = RandomSelfEnsemble(nets["noisy"]), Smoothed(nets["gaussian"], config.sigma)
     transforms = {
         "JPEG": JPEG(config.quality),
-        "bit depth": BitDepth(1),
+        "bit depth": BitDepth(config.bits),
         "median": MedianFilter(3),
         "total variation": TotalVariation(config.weight),
     }
@@ -325,7 +327,7 @@ def main(config: Config, run_dir: Path, progress: Any = None) -> dict[str, Any]:
             row = {kind: 100 * a.value for kind, a in accuracy.items()}
             row["time"] = milliseconds(predicting(config, model), x) / unit
             rows.append({"seed": seed, "defence": name, "passes": passes, **row})
-        squeezing = FeatureSqueezing(plain, (BitDepth(1), MedianFilter(2)))
+        squeezing = FeatureSqueezing(plain, (BitDepth(config.bits), MedianFilter(2)))
         distance = Mahalanobis.fit(plain, to_float(fitting.x), fitting.y)
         for name, detector, passes in (("squeezing", squeezing, 3), ("Mahalanobis", distance, 2)):
             row, curves, guarded = detected(config, plain, detector, setting, few, size)

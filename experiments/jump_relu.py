@@ -26,12 +26,12 @@ Measured, seeds 0 and 1, 250 test images, percent:
              ifgsm       0.4   0.4     39.6  32.4
              worst       0.4   0.4      6.4  15.2
 
-At eps .2 most of the gain under iterated FGSM is a hidden gradient, as expected. At eps .1 it is not:
-APGD of 100 steps with 5 restarts and both losses, through the jump, ReLU, the identity and smaller
-kappas, and Square of 3,000 queries, leave 82.4 and 74.0 (and 32.0 and 13.6 without the jump).
-Thresholds that cut off the grey of a black background are a real, if small, defence on MNIST. With
-seed 1 kappa .4 costs 1.2 points; .2, which costs none, gains 24 in the worst case. Median distances
-that C&W finds in L2 grow from 1.29 and .99 to 1.87 and 1.58.
+At eps .2 most of the gain under iterated FGSM is a hidden gradient, as expected. At eps .1 it is
+not: APGD of 100 steps with 5 restarts and both losses, through the jump, ReLU, the identity and
+smaller kappas, and Square of 3,000 queries, leave 82.4 and 74.0 (and 32.0 and 13.6 without the
+jump). Thresholds that cut off the grey of a black background are a real, if small, defence on
+MNIST. With seed 1 kappa .4 costs 1.2 points; .2, which costs none, gains 24 in the worst case.
+Median distances that C&W finds in L2 grow from 1.29 and .99 to 1.87 and 1.58.
 """
 
 from __future__ import annotations

@@ -25,10 +25,10 @@ attack's own in every round):
            test images      76.7 85.0 55.3 33.3         88.7 91.0 66.0 26.0 23.0
            L2, unseen       74.0 80.3 49.7 36.7         85.7 88.7 64.7 35.3 33.3
 
-Every arm rises once before it falls: the first images that are added answer a network that no longer
-exists. Going on from the last parameters converges faster. Each of the three rules ended an arm: the
-limit of rounds both fresh ones, little change and no new instances the warm ones. In the end the
-unseen attack evades more often, by 2 to 10 points on test images.
+Every arm rises once before it falls: the first images that are added answer a network that no
+longer exists. Going on from the last parameters converges faster. Each of the three rules ended an
+arm: the limit of rounds both fresh ones, little change and no new instances the warm ones. In the
+end the unseen attack evades more often, by 2 to 10 points on test images.
 """
 
 from __future__ import annotations

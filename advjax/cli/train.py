@@ -35,6 +35,9 @@ class RunOptions:
     """The run's folder. None: runs/ and the file's name."""
     overwrite: bool = False
     """Start again, deleting the run that the folder holds."""
+    join: str | None = None
+    """Train as one of several processes: ADDRESS:PORT,N,I of the first process, how many there are
+    and which this is, from 0; auto under SLURM, Kubernetes and on TPU pods."""
     json: bool = False
     """Print one JSON object instead of a table."""
 
@@ -49,7 +52,9 @@ def main(args: Sequence[str]) -> None:
     console = Console(options.json)
     folder = options.run or Path("runs") / experiment.path.stem
     if experiment.build is not None:
-        _train(experiment, config, folder, options.overwrite, console)
+        _train(experiment, config, folder, options.overwrite, options.join, console)
+    elif options.join is not None:
+        raise UsageError("--join is for files with build; main trains in one process")
     else:
         _study(experiment, config, folder, console)
 
@@ -78,13 +83,20 @@ def parse_beside(
 
 
 def _train(
-    experiment: Experiment, config: Any, folder: Path, overwrite: bool, console: Console
+    experiment: Experiment,
+    config: Any,
+    folder: Path,
+    overwrite: bool,
+    join: str | None,
+    console: Console,
 ) -> None:
     from advjax.cli.report import write
     from advjax.cli.watch import watch
-    from advjax.training import CheckpointError, RunError, Stopped, fit
+    from advjax.training import CheckpointError, RunError, Stopped, fit, hosts
 
     assert experiment.build is not None
+    if join is not None:
+        _join(join)
     training = experiment.build(config)
     began = time.monotonic()
     try:
@@ -102,6 +114,8 @@ def _train(
         raise
     except (RunError, CheckpointError) as error:
         raise UsageError(str(error)) from error
+    if not hosts.leads():  # the first process has the folder, and says what there is to say
+        return
     report = write(folder)
     judging = training.judging()
     found = {w: getattr(result, w).metrics for w in ("best", "last")}
@@ -137,6 +151,19 @@ def _train(
         console.say(_table({f"{w} (step {getattr(result, w).step})": rows[w] for w in rows}))
     console.say(f"run     {folder}")
     console.say(f"report  {report}")
+
+
+def _join(where: str) -> None:
+    """Makes this process one of several."""
+    from advjax.training import hosts
+
+    if where == "auto":
+        hosts.join()
+        return
+    address, *numbers = where.split(",")
+    if len(numbers) != 2 or not all(n.isdigit() for n in numbers) or ":" not in address:
+        raise UsageError(f"--join {where}: ADDRESS:PORT,N,I or auto is taken")
+    hosts.join(address, int(numbers[0]), int(numbers[1]))
 
 
 _ACCURACIES = ("clean", "worst", "robust/")

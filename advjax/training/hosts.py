@@ -16,7 +16,11 @@ import numpy as np
 
 
 def join(
-    coordinator: str | None = None, processes: int | None = None, process: int | None = None
+    coordinator: str | None = None,
+    processes: int | None = None,
+    process: int | None = None,
+    *,
+    patience_s: int = 100,
 ) -> None:
     """Makes this process one of several; before anything else has used a device.
 
@@ -26,6 +30,8 @@ def join(
       coordinator: ``address:port`` of the first process.
       processes: how many there are.
       process: which one this is, from 0.
+      patience_s: seconds without a sign of life of one process after which the others end, each
+        with an error; the run resumes from its last checkpoint.
 
     Raises:
       ValueError: if only some of the three are given.
@@ -36,7 +42,9 @@ def join(
             f"given coordinator={coordinator}, processes={processes}, process={process}; all three "
             "are taken, or none where the environment tells them"
         )
-    jax.distributed.initialize(coordinator, processes, process)
+    jax.distributed.initialize(
+        coordinator, processes, process, heartbeat_timeout_seconds=patience_s
+    )
 
 
 def several() -> bool:

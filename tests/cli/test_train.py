@@ -157,3 +157,12 @@ def test_sigterm_saves_exits_with_143_and_the_same_command_goes_on(
     assert process.returncode == 143
     assert "the same command again goes on from there" in err
     assert any((tmp_path / "r" / "checkpoints").iterdir())
+
+
+@pytest.mark.parametrize("where", ["here", "127.0.0.1,2,0", "127.0.0.1:99,2", "127.0.0.1:99,a,0"])
+def test_a_bad_address_to_join_is_told(
+    where: str, experiment: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", str(experiment), "--run", str(tmp_path / "r"), "--join", where]) == 2
+    assert f"--join {where}: ADDRESS:PORT,N,I or auto is taken" in capsys.readouterr().err
+    assert not (tmp_path / "r").exists()

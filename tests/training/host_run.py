@@ -20,7 +20,7 @@ from advjax import FGSM, L2, PGD, Linf, Madry, Training, fit  # noqa: E402
 from advjax.training import hosts  # noqa: E402
 
 if int(processes) > 1:
-    hosts.join(f"127.0.0.1:{port}", int(processes), int(process))
+    hosts.join(f"127.0.0.1:{port}", int(processes), int(process), patience_s=30)
 data = random_data(64)
 training = Training(
     module=Net(),  # BatchNorm and dropout
