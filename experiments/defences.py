@@ -14,14 +14,33 @@ Source: Athalye, Carlini, Wagner, "Obfuscated Gradients Give a False Sense of Se
 Kolter, ICML 2019 (arXiv 1902.02918). The papers of the defences are in their docstrings.
 
     advjax train experiments/defences.py --data-dir tensorflow_datasets
+    advjax train experiments/defences.py --data-dir tensorflow_datasets \\
+        --data fashion_mnist --eps 0.05 --bits 3 --sigma 0.25    # greys, which one bit cannot clean
 
-Hardware and time: 2 CPU cores, about 12 minutes for two seeds; estimated, no run has finished.
+Hardware and time: 2 CPU cores, about 14 minutes for two seeds.
 
 Expected: for every seed the undefended network is below 10 % under PGD; JumpReLU, the transforms
 and the detectors end within 10 points of it in the worst case, random self-ensemble and smoothing
 well below what PGD says; 0 violated certificates.
 
-Measured: not yet.
+Measured on MNIST, eps .2, seeds 0 and 1, accuracy in percent on 250 test images:
+
+                       clean          pgd            known          worst
+    none             99.2  98.4     0.4   0.4      0.4   0.4      0.4   0.4
+    JumpReLU         98.8  97.2    27.2  30.0      6.0  16.8      5.6  16.4
+    self-ensemble    98.0  97.2     2.0   1.2      1.2   0.8      1.2   0.8
+    smoothing        98.4  96.8    18.8  13.6      9.2   8.8      6.0   6.8
+    interval bounds  91.6  93.2    67.6  74.4     66.0  74.0     63.2  71.6
+    JPEG             99.2  98.4        -             0.4   0.4      0.4   0.4
+    bit depth        98.4  98.8    97.2  98.0     86.0  85.2     86.0  85.2
+    median           98.4  97.2     0.8   0.8      0.8   0.4      0.4   0.4
+    total variation  96.4  96.8     0.8   0.4      7.6   6.4      0.8   0.4
+    squeezing        93.2  96.4    90.0  92.4     88.0  90.4     87.2  88.8
+    Mahalanobis      95.6  94.4     5.2   4.8      0.4   0.4      0.4   0.4
+
+Of 953 images that smoothing certified (median L2 radius 1.1 and 1.0) no attack inside contradicted
+one. One bit, alone or in feature squeezing, does not fall: eps .2 cannot carry black or white over
+the middle, so on MNIST it is a real defence (Tramer et al., ICLR 2018, say so of binarisation).
 """
 
 from __future__ import annotations
@@ -56,6 +75,7 @@ from advjax import (
     Targeted,
     Training,
     Transferred,
+    Transformed,
     create,
     evaluate,
     fit,
@@ -67,9 +87,11 @@ from advjax.data import Dataset, to_float
 from advjax.defences import (
     ABSTAIN,
     FeatureSqueezing,
+    KernelDensity,
     Mahalanobis,
     MedianFilter,
     NoisyConvolutions,
+    PixelDropout,
     TotalVariation,
     WithDetector,
     roc,
@@ -184,6 +206,8 @@ def defences(config: Config, nets: Mapping[str, Any]) -> dict[str, tuple[Any, An
         "median": MedianFilter(3),
         "total variation": TotalVariation(config.weight),
     }
+    # Its gradient goes through the minimisation; fewer steps than by default, for the time.
+    dropped = Transformed(plain, PixelDropout(steps=25))
     behind = {name: Preprocessed(plain, transform) for name, transform in transforms.items()}
     return {
         "none": (plain, plain, 1),
@@ -192,6 +216,7 @@ def defences(config: Config, nets: Mapping[str, Any]) -> dict[str, tuple[Any, An
         "smoothing": (smoothed, smoothed, config.draws),
         "interval bounds": (nets["bounds"], nets["bounds"], 1),
         **{name: (model, model.adaptive(), 1) for name, model in behind.items()},
+        "pixel dropout": (dropped, dropped, 1),
     }
 
 
@@ -282,6 +307,8 @@ def contradicted(config: Config, smoothed: Smoothed, test: Dataset, seed: int) -
     keys = jax.random.split(jax.random.key(seed), 3)
     found = smoothed.certify(keys[0], to_float(test.x), n=config.certify, alpha=config.alpha)
     sure = found.covers(test.y, 0.0)
+    if not sure.any():
+        return {"certified": 0, "radius": 0.0, "violations": 0, "abstains": 0}
     inside, radius = test.take(sure), found.radius[sure]
     pgd = EOT(PGD(ball=L2(radius), steps=10), samples=config.samples)
     run = evaluate(smoothed, inside, pgd, key=keys[1], draws=config.draws, keep_images=True)
@@ -329,7 +356,10 @@ def main(config: Config, run_dir: Path, progress: Any = None) -> dict[str, Any]:
             rows.append({"seed": seed, "defence": name, "passes": passes, **row})
         squeezing = FeatureSqueezing(plain, (BitDepth(config.bits), MedianFilter(2)))
         distance = Mahalanobis.fit(plain, to_float(fitting.x), fitting.y)
-        for name, detector, passes in (("squeezing", squeezing, 3), ("Mahalanobis", distance, 2)):
+        density = KernelDensity.fit(plain, plain, to_float(fitting.x), fitting.y)
+        detectors = {"squeezing": (squeezing, 3), "Mahalanobis": (distance, 2)}
+        detectors["kernel density"] = (density, 3)
+        for name, (detector, passes) in detectors.items():
             row, curves, guarded = detected(config, plain, detector, setting, few, size)
             row["time"] = milliseconds(predicting(config, guarded), x) / unit
             rows.append({"seed": seed, "defence": name, "passes": passes, **row})
