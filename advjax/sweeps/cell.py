@@ -113,10 +113,16 @@ def _alone(folder: Path) -> Iterator[None]:
         yield
 
 
-@functools.lru_cache(maxsize=4)
 def loaded(path: str) -> Experiment:
     """The experiment, imported once a process: its functions stay the same, and so compiled."""
-    return load_experiment(Path(path))
+    file = Path(path)
+    return _imported(file, file.read_bytes() if file.is_file() else b"")
+
+
+@functools.lru_cache(maxsize=4)
+def _imported(file: Path, content: bytes) -> Experiment:
+    del content  # a file that was changed is another
+    return load_experiment(file)
 
 
 def read_outcome(folder: Path) -> Outcome | None:

@@ -63,10 +63,12 @@ def compiled_steps(
 
 
 class _Keyed:
-    """A training that is equal to every other of its program."""
+    """A training that is equal to every other of its program, until its step has been made: what
+    is kept has no data."""
 
     def __init__(self, key: Hashable, training: Training) -> None:
-        self.key, self.training = key, training
+        self.key = key
+        self.training: Training | None = training
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, _Keyed) and self.key == other.key
@@ -79,7 +81,9 @@ class _Keyed:
 def _compiled(
     keyed: _Keyed, devices: tuple[jax.Device, ...], shared: bool | None
 ) -> Callable[..., Any]:
+    assert keyed.training is not None
     step: Any = keyed.training.step()
+    keyed.training = None
     if shared is not None:
         data = None if shared else 0
         step = jax.vmap(step, in_axes=(0, None, 0, data, data, data))

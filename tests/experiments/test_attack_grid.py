@@ -1,6 +1,5 @@
 """The sweep of attacks: one trace of each attack for all radii, seeds and networks."""
 
-import sys
 from pathlib import Path
 
 import flax.linen as nn
@@ -24,10 +23,8 @@ class Counted(nn.Module):
 
 
 def test_all_radii_seeds_and_networks_are_one_trace_of_each_attack(tmp_path, monkeypatch):
-    sweep_cell.loaded.cache_clear()
     experiment = sweep_cell.loaded(str(PATH))
-    module = sys.modules["advjax_experiment_attack_grid"]
-    monkeypatch.setattr(module, "create", lambda *_, **__: Counted())
+    monkeypatch.setitem(experiment.main.__globals__, "create", lambda *_, **__: Counted())
     monkeypatch.setattr(jax, "local_devices", lambda: jax.devices()[:1])
     base = experiment.config(runs=tmp_path / "runs", epochs=1, examples=20)
     whole = experiment.grid(base).where(lambda s: s["attack"] in ("fgsm", "pgd"))

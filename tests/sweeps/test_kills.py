@@ -31,7 +31,7 @@ def main(config, run_dir):
     # Nobody else may be in here now.
     with (run_dir / "held").open("a") as held, (run_dir / "log").open("a") as log:
         fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        time.sleep(0.08)
+        time.sleep(float(os.environ.get("CELL_SECONDS", 0)))
         log.write(f"{os.getpid()} ends\\n")
     return {"value": config.a * 10 + config.b}
 '''
@@ -42,16 +42,18 @@ def test_twenty_killed_workers_change_nothing(tmp_path):
     path.write_text(CELL)
     grid = choices(a=range(10), b=[0.0, 0.25, 0.5, 0.75, 1.0])
     calm = sweep(path, tmp_path / "calm", grid=grid)
-    draw, executor, killed = random.Random(), Processes(3), []
-    stop = threading.Event()
+    draw, stop, killed = random.Random(), threading.Event(), []
+    # Long enough for twenty kills, and short enough for most cells to survive them.
+    executor = Processes(3, environment={"CELL_SECONDS": "0.2"})
 
     def kill():
-        while len(killed) < 20 and not stop.wait(draw.uniform(0.05, 0.3)):
+        while len(killed) < 20 and not stop.wait(draw.uniform(0.05, 0.35)):
             log = list((tmp_path / "disturbed").glob("cells/*/run/held"))
             pids = executor.pids()
             if log and pids:
-                os.kill(draw.choice(pids), signal.SIGKILL)
-                killed.append(None)
+                with contextlib.suppress(ProcessLookupError):  # it has just ended by itself
+                    os.kill(draw.choice(pids), signal.SIGKILL)
+                    killed.append(None)
 
     killer = threading.Thread(target=kill)
     killer.start()

@@ -100,7 +100,6 @@ def test_a_cell_that_ends_its_process_is_given_up_and_the_others_are_not(synthet
 def test_another_sweep_in_the_folder_is_refused_and_nothing_is_lost(synthetic, tmp_path):
     folder = tmp_path / "s"
     cells = sweep(synthetic, folder)
-    base = type("x", (), {})
     from advjax.experiment import load_experiment
 
     base = load_experiment(synthetic).config(sleep=0.01)
@@ -248,3 +247,11 @@ def test_cells_that_run_together_end_as_they_do_in_turn(digits, tmp_path):
     assert sum(c.status == "ko" for c in together) == 4
     with Store(tmp_path / "together") as store:
         assert len(store.history(together[0].name)) == len(store.history(together[8].name)) > 30
+
+
+def test_a_file_that_was_changed_is_run_as_it_is_now(synthetic, tmp_path):
+    grid = choices(seed=[0])
+    (before,) = sweep(synthetic, tmp_path / "before", grid=grid)
+    synthetic.write_text(synthetic.read_text().replace("1 - config.lr", "2 - config.lr"))
+    (after,) = sweep(synthetic, tmp_path / "after", grid=grid)
+    assert after.metrics["accuracy"] == before.metrics["accuracy"] + 1

@@ -1,9 +1,11 @@
 """Trainings that are one program run as one and end as if each were alone."""
 
+import gc
 import os
 import signal
 import threading
 import time
+import weakref
 
 import flax.linen as nn
 import jax
@@ -115,7 +117,8 @@ def test_after_a_signal_all_resume_and_end_the_same(tmp_path):
     (folders[1] / "checkpoints").rename(tmp_path / "gone")  # this one starts again
     found = fit_together(trainings(), folders, devices=one_device())
     for result, undisturbed in zip(found, calm, strict=True):
-        close(result.last.model.variables, undisturbed.last.model.variables, 1e-6)
+        # In groups of other sizes, so with other rounding, see above.
+        close(result.last.model.variables, undisturbed.last.model.variables, 2e-4)
     again = fit_together(trainings(), folders, devices=one_device())
     assert all(result.was_finished for result in again)
 
@@ -147,6 +150,16 @@ def test_one_program_is_traced_once_alone_and_together():
     before = len(TRACES)
     fit_together([training(i) for i in range(3, 6)], devices=one_device())
     assert len(TRACES) == before
+
+
+def test_a_compiled_step_keeps_no_data():
+    data = random_data(seed=9)
+    images = weakref.ref(data.x)
+    training = step_training(data, optimizer=SGD(learning_rate=0.3), batch_size=12)
+    fit(training, devices=one_device())
+    del data, training
+    gc.collect()
+    assert images() is None
 
 
 def test_what_is_another_program():
