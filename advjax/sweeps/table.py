@@ -301,7 +301,7 @@ def _parquet(rows: list[dict[str, Any]]) -> bytes:
         import pyarrow
         from pyarrow import parquet
     except ImportError as error:
-        raise ValueError("Parquet needs pyarrow: pip install 'advjax[sweeps]'") from error
+        raise ValueError("Parquet needs pyarrow: pip install pyarrow") from error
     buffer = pyarrow.BufferOutputStream()
     parquet.write_table(pyarrow.Table.from_pylist(rows), buffer)
     return buffer.getvalue().to_pybytes()
