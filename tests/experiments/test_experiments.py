@@ -48,7 +48,10 @@ def test_the_docstring_is_the_experiments_card(path: Path) -> None:
     text = ast.get_docstring(ast.parse(path.read_text())) or ""
     claim = text.split("\n\n")[0].splitlines()[0]
     assert claim.endswith(".") and len(claim) < 100
-    for part in ("Source:", "advjax train experiments/", "Hardware and time:", "Expected:"):
+    command = "sweep" if "\ndef grid(" in path.read_text() else "train"
+    for part in (
+        "Source:", f"advjax {command} experiments/{path.name}", "Hardware and time:", "Expected:",
+    ):  # fmt: skip
         assert part in text, f"{path.name} lacks {part}"
     assert "Measured" in text
 
