@@ -1,4 +1,4 @@
-"""Dropout and weight decay are no defence, nor are regularisers that only fool gradients.
+"""Dropout and weight decay defend little, and logit squeezing no more than the noise in it.
 
 A perceptron on MNIST with each regulariser alone, at a radius where the plain network still has
 something to lose and at one that is usual. Label smoothing and logit squeezing seem to defend as
@@ -11,12 +11,27 @@ et al., ICLR 2015 (arXiv 1412.6572), section 1. Logit squeezing: Kannan et al. 2
 
     advjax train experiments/dropout_and_weight_decay.py --data-dir tensorflow_datasets
 
-Hardware and time: 2 CPU cores, about 2 minutes.
+Hardware and time: 2 CPU cores, about 2 and a half minutes for two seeds.
 
 Expected: at both radii dropout and weight decay move the accuracy under FGSM and under the worst
 attack by less than 5 points; at the smaller one the plain network keeps 10 to 60 % of its images.
 
-Measured: not yet.
+Measured, seeds 0 and 1, 500 test images, accuracy in percent; the worst case is over all attacks:
+
+                      clean        eps .03, worst     eps .1, FGSM     eps .1, worst
+    plain            96.2  96.4      86.6  85.8        20.6  22.0         9.4  11.8
+    dropout          95.2  95.2      86.2  84.6        49.2  49.6        25.2  25.8
+    weight decay     96.0  96.4      87.0  86.8        21.2  25.2        11.6  13.6
+    label smoothing  96.6  95.8      85.6  84.0        18.6  20.4         4.8   5.6
+    logit squeezing  95.0  93.0      85.4  84.4        61.2  59.8        43.8  45.4
+    noise            95.4  95.2      89.6  88.2        57.6  58.8        43.0  44.6
+    input gradient   97.2  96.2      92.0  92.4        70.0  70.8        60.0  60.4
+
+The claim holds at eps .03, where everything but the last two moves the worst case by less than 3
+points (and the plain network keeps more than was expected), and for weight decay. At eps .1 dropout
+gains 14 to 16 points. Label smoothing takes from the worst case what it seems to give under FGSM.
+Logit squeezing trains on noisy images: the noise alone does as much. The two that see the input,
+its noise and its gradient, do defend.
 """
 
 from __future__ import annotations

@@ -16,7 +16,16 @@ Hardware and time: 2 CPU cores, about 3 minutes.
 Expected: for every seed, on images crafted on the network that no arm was trained with, the
 ensemble's arm keeps more than the FGSM arm; under Auto-PGD on the network itself both keep little.
 
-Measured: not yet.
+Measured, seeds 0 and 1, 1,000 test images, accuracy in percent:
+
+                 clean         FGSM         unseen, FGSM   unseen, APGD   Auto-PGD
+    clean      98.6  98.0    27.5  31.0     63.5  58.3     61.1  60.2      1.0   1.4
+    FGSM       98.9  98.2    92.0  87.5     86.4  89.4     82.2  89.8     13.0  43.2
+    ensemble   98.8  98.4    84.6  82.8     93.6  96.0     94.4  96.7     37.3  39.1
+
+As published: what is crafted on a network never seen is resisted by 6 to 12 points more than after
+FGSM training. What is left under the white box is 37 and 39, not little, and with seed 1 the FGSM
+arm, which kept clear of fooling FGSM, has more.
 """
 
 from __future__ import annotations
