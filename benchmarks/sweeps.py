@@ -5,7 +5,7 @@ and seed, as one program mapped over their states (``fit_together``), in chunks 
 beside one step of each in turn with the same compiled step (``fit``). A figure is the median of
 rounds that take turns. Overhead: 10,000 cells that do nothing, here and in two workers.
 
-    python benchmarks/sweeps.py            # 10 minutes on 2 cores
+    python benchmarks/sweeps.py            # 5 minutes on 2 cores
 
 Writes ``benchmarks/results/sweeps.{json,md}``.
 """

@@ -1,4 +1,4 @@
-"""Training on FGSM images as well as clean ones lowers both errors; training on noise does not.
+"""Training on FGSM images lowers the FGSM error; training on noise does not.
 
 The loss is ``.5 L(x) + .5 L(x + eps sign(gradient))``, the images crafted anew at every step. Noise
 of the same size, +-eps per pixel or uniform in between, is the control: it leaves the error on FGSM
@@ -13,12 +13,22 @@ with uniform noise 90.4.
 
     advjax train experiments/fgsm_training.py --data-dir tensorflow_datasets
 
-Hardware and time: 2 CPU cores, about 2 minutes.
+Hardware and time: 2 CPU cores, about 2 minutes for two seeds.
 
 Expected: for every seed the FGSM error falls to a quarter or less by training on FGSM images and
 stays above 80 % after training on noise; the clean error falls too.
 
-Measured: not yet.
+Measured, seeds 0 and 1, all 10,000 test images (Auto-PGD: 1,000), errors in percent:
+
+                clean         FGSM          transferred   Auto-PGD
+    clean      1.81  1.78   100.0 100.0     82.0  73.3   100.0 100.0
+    FGSM       2.78  2.61    14.3  13.8     35.9  33.4   100.0 100.0
+    signs      1.58  1.60    99.6  99.5     97.3  96.9   100.0 100.0
+    uniform    1.73  1.67    99.9 100.0     99.8  99.8   100.0 100.0
+
+The FGSM error falls to a seventh, and noise leaves it where it was, as published. The clean error
+rises by .9 points instead of falling: this perceptron has no dropout and trains for 8 epochs.
+Auto-PGD leaves nothing of any of them.
 """
 
 from __future__ import annotations

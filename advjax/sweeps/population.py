@@ -34,8 +34,8 @@ from advjax.training.spec import Training
 def together_by_default() -> int:
     """How many trainings run as one where nobody says.
 
-    One after the other on CPUs: mapped over their kernels, convolutions took 1.1 to 13 times as
-    long as in turn there, a perceptron 1.0 to 1.4 times (``benchmarks/README.md``).
+    One after the other on CPUs: mapped over their kernels, convolutional networks took 1.6 to 4.3
+    times as long as in turn there, a perceptron .9 to 1.3 times (``benchmarks/results/sweeps.md``).
     """
     return 1 if jax.local_devices()[0].platform == "cpu" else 64
 
