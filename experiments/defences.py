@@ -38,11 +38,27 @@ Measured on MNIST, eps .2, seeds 0 and 1, accuracy in percent on 250 test images
     squeezing        93.2  96.4    90.0  92.4     88.0  90.4     87.2  88.8
     Mahalanobis      95.6  94.4     5.2   4.8      0.4   0.4      0.4   0.4
 
-Pixel dropout and kernel density came after this run, and the second command has not ended yet; they
-are not measured. Of 953 images that smoothing certified (median L2 radius 1.1 and 1.0) no attack
-inside contradicted one. One bit, alone or in feature squeezing, does not fall: eps .2 cannot carry
-black or white over the middle, so on MNIST it is a real defence (Tramer et al., ICLR 2018, say so
-of binarisation).
+On Fashion-MNIST, eps .05 (the second command with --seeds 0 --examples 150):
+
+                       clean   pgd  known  worst
+    none                81.3  36.7   36.7   36.7
+    JumpReLU            72.0  46.7   44.7   44.7
+    self-ensemble       79.3  47.3   48.0   46.7
+    smoothing           77.3  51.3   48.7   46.7
+    interval bounds     74.0  62.7   62.7   61.3
+    JPEG                80.0     -   38.0   37.3
+    3 bits              82.0  81.3   54.0   53.3
+    median              78.7  40.7   42.0   40.7
+    total variation     72.7  48.7   60.7   48.7
+    pixel dropout       80.0  58.0   50.7   48.7
+    squeezing           78.7  51.3   50.7   43.3
+    Mahalanobis         78.7  38.7   34.7   34.7
+    kernel density      79.3  40.0   37.3   37.3
+
+Pixel dropout and kernel density came after the run on MNIST. Of 953 images that smoothing certified
+(median L2 radius 1.1 and 1.0) no attack inside contradicted one. One bit, alone or in feature
+squeezing, does not fall: eps .2 cannot carry black or white over the middle, so on MNIST it is a
+real defence (Tramer et al., ICLR 2018, say so of binarisation).
 """
 
 from __future__ import annotations
