@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import dataclasses
 import time
@@ -212,8 +213,9 @@ class _Watch:
 
 def _counts(counts: dict[str, int]) -> str:
     """``12 done, 1 ko, 2 running, 35 waiting``."""
-    order = ("done", "ko", "failed", "running", "waiting")
-    return ", ".join(f"{counts[name]} {name}" for name in order if counts.get(name))
+    from advjax.sweeps.page import STATUSES
+
+    return ", ".join(f"{counts[name]} {name}" for name in STATUSES if counts.get(name))
 
 
 def _opened(options: FolderOptions, what: str) -> Any:
@@ -233,9 +235,7 @@ def _status(options: FolderOptions) -> None:
     console = Console(options.json)
     with _opened(options, "status") as store:
         about, cells = store.about(), store.cells()
-    counts: dict[str, int] = {}
-    for cell in cells:
-        counts[cell.status] = counts.get(cell.status, 0) + 1
+    counts = collections.Counter(cell.status for cell in cells)
     left = seconds_left(cells)
     now = time.time()
     running = [c for c in cells if c.status == "running"]

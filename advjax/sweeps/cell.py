@@ -90,27 +90,16 @@ def held(folder: Path) -> Iterator[None]:
       SweepError: if that does not end, and when the disk is full or cannot be written to.
     """
     try:
-        with _alone(folder):
+        with contextlib.ExitStack() as stack:
+            try:
+                stack.enter_context(runfolder.alone(folder, _PATIENCE_S))
+            except RunError as error:
+                raise SweepError(f"{folder} is held by another process") from error
             yield
     except OSError as error:
         if error.errno in _NO_ROOM:
             raise SweepError(f"{folder}: {error.strerror}; what is finished is kept") from error
         raise
-
-
-@contextlib.contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    until = time.monotonic() + _PATIENCE_S
-    with contextlib.ExitStack() as stack:
-        while True:
-            try:
-                stack.enter_context(runfolder.alone(folder))
-                break
-            except RunError as error:
-                if time.monotonic() > until:
-                    raise SweepError(f"{folder} is held by another process") from error
-                time.sleep(0.2)
-        yield
 
 
 def loaded(path: str) -> Experiment:
@@ -183,8 +172,12 @@ def ended_by(error: Exception, folder: Path, seconds: float) -> Outcome:
     return _failed(folder, error, seconds)
 
 
-def check_memory(training: Any, budget: float | None) -> None:
-    """Raises MemoryError if the training needs more than the budget, or than the device has."""
+def check_memory(training: Any, budget: float | None) -> int | None:
+    """How many such trainings the budget, or what the device has, is enough for; None if unknown.
+
+    Raises:
+      MemoryError: if it is not enough for one.
+    """
     import jax
 
     from advjax.training.memory import available_bytes, predicted_bytes
@@ -194,6 +187,7 @@ def check_memory(training: Any, budget: float | None) -> None:
     needed = predicted_bytes(training, len(devices))
     if there is not None and needed > there:
         raise MemoryError(f"needs {needed / 1e9:.3g} GB, {there / 1e9:.3g} GB are there")
+    return None if there is None else int(there // needed)
 
 
 def trained(result: Any) -> Outcome:

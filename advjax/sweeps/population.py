@@ -25,7 +25,6 @@ from advjax.sweeps.cell import (
 )
 from advjax.sweeps.outcome import Outcome
 from advjax.training import DivergedError, fit_together
-from advjax.training.memory import available_bytes, predicted_bytes
 from advjax.training.outcome import Progress
 from advjax.training.program import program_of
 from advjax.training.spec import Training
@@ -61,7 +60,8 @@ def run_cells(
         else:
             groups.setdefault(member.program, []).append(member)
     for group in groups.values():
-        size = _chunk(group[0], most)
+        room = group[0].room
+        size = most if room is None else min(most, room)
         for start in range(0, len(group), size):
             found.update(_run_chunk(group[start : start + size], progress))
     return found
@@ -73,6 +73,7 @@ class _Member:
     training: Training
     config: Any
     program: Hashable
+    room: int | None  # how many like it fit in memory
 
 
 def _member(task: Task) -> _Member | None:
@@ -83,20 +84,12 @@ def _member(task: Task) -> _Member | None:
             return None
         config = config_of(experiment, task.config)
         training = experiment.build(config)
-        check_memory(training, task.memory)
+        room = check_memory(training, task.memory)
         if hasattr(training.objective, "start"):
             return None
-        return _Member(task, training, config, program_of(training))
+        return _Member(task, training, config, program_of(training), room)
     except Exception:  # it will be told by run_cell
         return None
-
-
-def _chunk(member: _Member, most: int) -> int:
-    device, n = jax.local_devices()[0], len(jax.local_devices())
-    there = member.task.memory or available_bytes(device)
-    if there is None:
-        return most
-    return max(1, min(most, int(there // predicted_bytes(member.training, n))))
 
 
 def _run_chunk(members: Sequence[_Member], progress: Progress | None) -> dict[str, Outcome]:

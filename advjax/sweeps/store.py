@@ -93,12 +93,12 @@ class Store:
                 self._db = sqlite3.connect(uri, uri=True, isolation_level=None)
             self._db.execute("PRAGMA busy_timeout = 10000")
             tables = self._db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")
-            self._empty = not [name for (name,) in tables]
-            if self._empty and write:
+            empty = tables.fetchone() is None
+            if empty and write:
                 with self._transaction():
                     for statement in _TABLES.split(";"):
                         self._db.execute(statement)
-            elif not self._empty and self.about().get("format") != FORMAT:
+            elif not empty and self.about().get("format") != FORMAT:
                 raise SweepError(f"{self.path} is not of this version; format {FORMAT} is taken")
 
     def __enter__(self) -> Store:

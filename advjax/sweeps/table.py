@@ -45,7 +45,7 @@ class Value:
         return math.sqrt(math.fsum((v - mean) ** 2 for v in self.numbers) / (n - 1) / n)
 
     def text(self, percent: bool = False) -> str:
-        """``91.1 +- 0.3``, ``KO``, ``KO 1 of 3``, ``failed`` or ``...`` while it waits.
+        """``91.1 +- 0.3``, ``KO``, ``failed`` or ``...`` while it waits.
 
         A mean of some cells only says how many are missing: ``88.2 +- 0.4 (1 KO)``.
         """

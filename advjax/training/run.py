@@ -97,21 +97,13 @@ class Run:
 
     def follow(self, stack: contextlib.ExitStack) -> None:
         """Takes over where the first process, which has the folder, stands."""
-        best = self.best and {"step": self.best.step, "metrics": dict(self.best.metrics)}
-        mine = {
-            "step": self.step,
-            "evaluated": self.evaluated,
-            "watched": self.watched,
-            "stopped": self.stopped,
-            "resumed_finished": self.resumed_finished,
-            "best": best,
-        }
-        position = hosts.told(mine)
+        position = hosts.told(self._standing())
         if position["step"]:
             arrays = hosts.told_arrays(arrays_of(self.state))
             self.state = fill("the first process's state", self.state, arrays)
-        for name in mine.keys() - {"best"}:
-            setattr(self, name, position[name])
+        self.step, self.evaluated = position["step"], position["evaluated"]
+        self.watched, self.stopped = position["watched"], position["stopped"]
+        self.resumed_finished = self.ended
         if position["best"] is not None:
             model = self._model(self.state) if self.best is None else self.best.model
             arrays = hosts.told_arrays(arrays_of(model))
@@ -129,7 +121,7 @@ class Run:
             self.state, position = loaded
             self.step, self.evaluated = step, bool(position.get("evaluated"))
             self.watched, self.stopped = position.get("watched"), position.get("stopped")
-            self.resumed_finished = step == self.training.total_steps or self.stopped is not None
+            self.resumed_finished = self.ended
             self.best = self._load_best(folder, position.get("best"))
             assert self.folder is not None
             rows = runfolder.read_rows(self.folder, up_to=step)
@@ -165,21 +157,26 @@ class Run:
         check_parameters(self.step, self.state)
         per_epoch = self.training.steps_per_epoch
         turn = self.step // replays_of(self.training.objective)
-        best = self.best and {"step": self.best.step, "metrics": dict(self.best.metrics)}
         self.checkpoints.best = self.best.step if self.best else None
         position = {
-            "step": self.step,
+            **self._standing(),
             "epoch": turn // per_epoch,
             "offset": turn % per_epoch * self.training.batch_size,
             "seed": self.training.seed,
-            "evaluated": self.evaluated,
-            "watched": self.watched,
-            "stopped": self.stopped,
-            "best": best,
         }
         self.checkpoints.save(self.step, gather(self.state), position)
         self.saved = time.monotonic()
         self.tell("checkpoint", text=f"checkpoint {self.step}")
+
+    def _standing(self) -> dict[str, Any]:
+        """Where the run stands, beside its state; JSON-able."""
+        return {
+            "step": self.step,
+            "evaluated": self.evaluated,
+            "watched": self.watched,
+            "stopped": self.stopped,
+            "best": self.best and {"step": self.best.step, "metrics": dict(self.best.metrics)},
+        }
 
     # --- the loop ---------------------------------------------------------------------------
 

@@ -12,6 +12,7 @@ import json
 import os
 import platform
 import shutil
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -107,8 +108,12 @@ def versions(devices: Iterable[Any]) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def alone(folder: Path) -> Iterator[None]:
+def alone(folder: Path, wait_s: float = 0.0) -> Iterator[None]:
     """Holds the folder for this process; one that is killed lets go of it.
+
+    Args:
+      folder: made when missing.
+      wait_s: seconds to wait for another one that holds it.
 
     Raises:
       RunError: if another process, or another run of this one, holds it.
@@ -117,11 +122,15 @@ def alone(folder: Path) -> Iterator[None]:
         raise RunError(f"{folder} is a file; a folder, or a name for a new one, is taken")
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".lock").open("a") as file:
-        if fcntl is not None:
+        until = time.monotonic() + wait_s
+        while fcntl is not None:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
             except OSError as error:
-                raise RunError(f"{folder} is being trained by another process") from error
+                if time.monotonic() >= until:
+                    raise RunError(f"{folder} is being trained by another process") from error
+                time.sleep(0.2)
         yield
 
 
