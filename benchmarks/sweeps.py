@@ -3,9 +3,11 @@
 Together: eight configurations of a network for 48x48 images that differ in learning rate, dropout
 and seed, as one program mapped over their states (``fit_together``), in chunks of 2, 4 and 8,
 beside one step of each in turn with the same compiled step (``fit``). A figure is the median of
-rounds that take turns. Overhead: 10,000 cells that do nothing, here and in two workers.
+rounds that take turns. Overhead: 10,000 cells that do nothing, here and in two workers. Scaling:
+cells that keep a core busy, in 1, 2 and 4 workers, of this machine's and of a Ray on it.
 
-    python benchmarks/sweeps.py            # 5 minutes on 2 cores
+    python benchmarks/sweeps.py            # 8 minutes on 2 cores; Ray only where it is installed
+    python benchmarks/sweeps.py --only scaling
 
 Writes ``benchmarks/results/sweeps.{json,md}``.
 """
@@ -49,6 +51,27 @@ grid = choices(a=range(100), b=range(10), seed=range(10))
 
 def main(config, run_dir):
     return {"accuracy": (config.a + config.b) / 120}
+'''
+
+BUSY = '''"""Cells that keep one core busy for some tenths of a second."""
+import dataclasses
+
+from advjax.sweeps import choices
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    seed: int = 0
+
+
+grid = choices(seed=range(48))
+
+
+def main(config, run_dir):
+    total = config.seed
+    for i in range(4_000_000):
+        total = (total * 31 + i) % 1_000_003
+    return {"total": total}
 '''
 
 
@@ -150,7 +173,35 @@ def overhead() -> list[dict[str, Any]]:
     return rows
 
 
-def report(rows: list[dict[str, Any]], costs: list[dict[str, Any]]) -> str:
+def scaling() -> list[dict[str, Any]]:
+    """Milliseconds a busy cell once every worker has made its first; all tables are the same."""
+    import importlib.util
+
+    from advjax.sweeps import Here, Processes, Ray, sweep
+
+    makers: list[tuple[str, Any]] = [("processes", Processes)]
+    if importlib.util.find_spec("ray") is not None:
+        makers.append(("Ray", lambda n: Ray(workers=n)))
+    rows, tables = [], []
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "busy.py"
+        path.write_text(BUSY)
+        plans = [("here", 1, Here())]
+        plans += [(name, n, make(n)) for name, make in makers for n in (1, 2, 4)]
+        for name, workers, executor in plans:
+            cells = sweep(path, Path(folder) / f"{name}{workers}", executor=executor)
+            ends = sorted((c.began or 0) + c.seconds for c in cells)[workers - 1 :]
+            ms = 1e3 * (ends[-1] - ends[0]) / (len(ends) - 1)
+            rows.append({"where": name, "workers": workers, "ms": ms})
+            tables.append([(c.name, c.metrics) for c in cells])
+            print(rows[-1], file=sys.stderr, flush=True)
+    assert all(table == tables[0] for table in tables)
+    return rows
+
+
+def report(
+    rows: list[dict[str, Any]], costs: list[dict[str, Any]], scales: list[dict[str, Any]]
+) -> str:
     """The tables, and the JSON beside them."""
     names = [what for what in rows[0]["ms"] if what != "in turn"] if rows else []
     lines = [
@@ -172,8 +223,15 @@ def report(rows: list[dict[str, Any]], costs: list[dict[str, Any]]) -> str:
     lines += [
         f"| {c['cells']:,} | {c['where']} | {c['ms']:.2f} | {c['status_s']:.2f} |" for c in costs
     ]
+    lines += ["", "| cells that keep a core busy | workers | ms a cell | times as fast as one |"]
+    lines += ["|---|---|---|---|"]
+    one = {s["where"]: s["ms"] for s in scales if s["workers"] == 1}
+    lines += [
+        f"| {s['where']} | {s['workers']} | {s['ms']:.0f} | {one[s['where']] / s['ms']:.2f} |"
+        for s in scales
+    ]
     RESULTS.mkdir(exist_ok=True)
-    about = {"cores": os.cpu_count(), "together": rows, "overhead": costs}
+    about = {"cores": os.cpu_count(), "together": rows, "overhead": costs, "scaling": scales}
     (RESULTS / "sweeps.json").write_text(json.dumps(about, indent=1) + "\n")
     (RESULTS / "sweeps.md").write_text("\n".join(lines) + "\n")
     return "\n".join(lines)
@@ -183,6 +241,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--networks", nargs="+", default=list(NETWORKS), choices=list(NETWORKS))
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument(
+        "--only",
+        choices=("together", "overhead", "scaling"),
+        help="measure one, and keep what was written down of the others",
+    )
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if not arguments.worker:  # again, with the settings that advjax gives its own processes
@@ -191,7 +254,17 @@ def main() -> None:
         environment = {**os.environ, **settings(os.environ)}
         command = [sys.executable, __file__, *sys.argv[1:], "--worker"]
         raise SystemExit(subprocess.run(command, env=environment, check=False).returncode)
-    print(report(together(arguments.networks, arguments.rounds), overhead()))
+    before = json.loads((RESULTS / "sweeps.json").read_text()) if arguments.only else {}
+    parts = {
+        "together": lambda: together(arguments.networks, arguments.rounds),
+        "overhead": overhead,
+        "scaling": scaling,
+    }
+    found = [
+        before.get(name, []) if arguments.only not in (None, name) else measure()
+        for name, measure in parts.items()
+    ]
+    print(report(*found))
 
 
 if __name__ == "__main__":

@@ -38,7 +38,6 @@ PGD-40 lies between FGSM and APGD everywhere.
 from __future__ import annotations
 
 import dataclasses
-import time
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +61,6 @@ from advjax import (
     load_classifier,
 )
 from advjax.sweeps import Grid, choices
-from advjax.training import RunError
 
 ATTACKS = {
     "fgsm": lambda ball: FGSM(ball=ball),
@@ -119,14 +117,8 @@ def trained(config: Config) -> Any:
         epochs=config.epochs,
         batch_size=50,
     )
-    until = time.monotonic() + PATIENCE_S
-    while True:
-        try:
-            return fit(training, folder, devices=jax.local_devices()[:1]).last.model
-        except RunError as error:
-            if "another process" not in str(error) or time.monotonic() > until:
-                raise
-            time.sleep(0.5)
+    device = jax.local_devices()[:1]
+    return fit(training, folder, devices=device, wait_s=PATIENCE_S).last.model
 
 
 def main(config: Config, run_dir: Path) -> dict[str, Any]:

@@ -25,13 +25,15 @@ DESCRIPTION = f"""Runs every configuration of an experiment file's grid once, an
   {PROG} table FOLDER                 rows by columns of chosen fields; --export writes every cell
   {PROG} page FOLDER                  one HTML file with the tables and charts, for a browser
 
-FILE is an experiment file with a grid: grid = choices(lr=[.1, .2], seed=range(3)), or
-grid(config) -> Grid. Every field of its Config that the grid does not set is an option. The sweep
-is one folder; the same command on it goes on where it was stopped or killed. A cell that fails,
-diverges or does not fit in memory is shown as such and does not end the sweep.
+FILE is an experiment file with a grid: grid = choices(lr=[.1, .2], seed=range(3)), a Search, which
+chooses each cell by what those before it found, or a function grid(config) that returns either.
+Every field of its Config that the grid does not set is an option. The sweep is one folder; the same
+command on it goes on where it was stopped or killed. A cell that fails, diverges or does not fit in
+memory is shown as such and does not end the sweep.
 
 examples:
   {PROG} experiments/attack_grid.py --workers 2
+  {PROG} experiments/adaptive_search.py --trials 100
   {PROG} table sweeps/attack_grid --metric best/worst --rows attack --columns eps
   {PROG} table sweeps/attack_grid --export cells.csv"""
 
@@ -58,6 +60,8 @@ class SweepOptions:
     None: 1 on CPUs, where that is faster, and 64 elsewhere."""
     memory_gb: float | None = None
     """A training that needs more on a device, by its shapes, is KO. None: what the device has."""
+    trials: int | None = None
+    """Cells of a Search in all, instead of the file's number; a larger one goes on with it."""
     retry: bool = False
     """Run cells again that failed or were KO."""
     overwrite: bool = False
@@ -114,7 +118,7 @@ def main(args: Sequence[str]) -> None:
 
 def _run(args: Sequence[str]) -> None:
     from advjax.experiment import load_experiment
-    from advjax.sweeps import SweepError, sweep, tabulate
+    from advjax.sweeps import Search, SweepError, sweep, tabulate
     from advjax.sweeps.driver import grid_of
     from advjax.sweeps.page import lost, write_page
     from advjax.training import Stopped
@@ -123,7 +127,12 @@ def _run(args: Sequence[str]) -> None:
     options, base = parse_beside(SweepOptions, experiment, args, PROG)
     console = Console(options.json)
     folder = options.folder or Path("sweeps") / experiment.path.stem
-    for name in grid_of(experiment.grid, base).axes:
+    grid = grid_of(experiment.grid, base)
+    if options.trials is not None:
+        if not isinstance(grid, Search):
+            raise UsageError(f"--trials is for a Search; {experiment.path} has a grid")
+        grid = dataclasses.replace(grid, trials=options.trials)
+    for name in grid.axes:
         option = "--" + name.replace("_", "-")
         if any(arg.partition("=")[0].replace("_", "-") == option for arg in args):
             raise UsageError(f"{option}: the grid of {experiment.path} sets {name} itself")
@@ -133,6 +142,7 @@ def _run(args: Sequence[str]) -> None:
             cells = sweep(
                 experiment.path,
                 folder,
+                grid=grid,
                 base=base,
                 executor=executor,
                 memory_gb=options.memory_gb,
@@ -152,12 +162,26 @@ def _run(args: Sequence[str]) -> None:
         console.note(f"advjax: no page: {error.strerror}")
     told = [dataclasses.asdict(cell) for cell in cells]
     console.result({"folder": str(folder), "page": page and str(page), "cells": told})
-    console.say(tabulate(cells).text())
+    if isinstance(grid, Search):
+        console.say(_best(grid, cells))
+    else:
+        console.say(tabulate(cells).text())
     for line in lost(cells):
         console.say(line)
     console.say(f"sweep   {folder}")
     if page:
         console.say(f"page    {page}")
+
+
+def _best(search: Any, cells: Sequence[Any], n: int = 10) -> str:
+    """A table of the best cells of a search."""
+    from advjax.sweeps import tabulate
+
+    best = search.ranked(cells)[:n]
+    if not best:
+        return f"no cell has {search.metric}"
+    table = tabulate(best, search.metric, rows=[*search.axes], columns=[])
+    return f"the best {len(best)} of {len(cells)}\n{table.text()}"
 
 
 def _executor(options: SweepOptions) -> Any:
@@ -236,11 +260,13 @@ def _status(options: FolderOptions) -> None:
     with _opened(options, "status") as store:
         about, cells = store.about(), store.cells()
     counts = collections.Counter(cell.status for cell in cells)
-    left = seconds_left(cells)
+    more = max((about.get("trials") or 0) - len(cells), 0)
+    left = seconds_left(cells, more)
     now = time.time()
     running = [c for c in cells if c.status == "running"]
     console.result({"folder": str(options.folder), "counts": counts, "seconds_left": left})
-    console.say(f"{about.get('experiment')}: {len(cells)} cells, {_counts(counts)}")
+    proposed = f", {more} to be proposed" if more else ""
+    console.say(f"{about.get('experiment')}: {len(cells)} cells, {_counts(counts)}{proposed}")
     for cell in running:
         setting = {n: cell.config[n] for n in about.get("axes", {}) if n in cell.config}
         said = ", ".join(f"{n} {v}" for n, v in setting.items())
@@ -253,11 +279,11 @@ def _status(options: FolderOptions) -> None:
         console.say(line)
 
 
-def seconds_left(cells: Sequence[Any]) -> float | None:
-    """What the cells that have not ended will take, if they are like those that have; None where
-    none has ended, or all have."""
+def seconds_left(cells: Sequence[Any], more: int = 0) -> float | None:
+    """What the cells that have not ended, and so many more, will take, if they are like those that
+    have; None where none has ended, or all have."""
     ended = [c.seconds for c in cells if c.status == "done"]
-    todo = sum(c.status in ("waiting", "running") for c in cells)
+    todo = more + sum(c.status in ("waiting", "running") for c in cells)
     workers = len({c.worker for c in cells if c.status == "running"})
     if not ended or not todo or not workers:
         return None

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     )
     from advjax.sweeps.outcome import Outcome, SweepError
     from advjax.sweeps.page import write_page
+    from advjax.sweeps.search import Search
     from advjax.sweeps.store import Cell, Store
     from advjax.sweeps.table import Table, export, records, tabulate
 
@@ -41,6 +42,7 @@ _LAZY = {
     ),
     "outcome": ("Outcome", "SweepError"),
     "page": ("write_page",),
+    "search": ("Search",),
     "store": ("Cell", "Store"),
     "table": ("Table", "export", "records", "tabulate"),
 }
@@ -65,6 +67,7 @@ __all__ = [
     "Outcome",
     "Processes",
     "Ray",
+    "Search",
     "Slurm",
     "Store",
     "SweepError",

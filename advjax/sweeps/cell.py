@@ -19,6 +19,7 @@ from typing import Any
 
 from advjax.experiment import Experiment, load_experiment
 from advjax.sweeps.outcome import Outcome, SweepError
+from advjax.sweeps.search import Rule
 from advjax.training import runfolder
 from advjax.training.checkpoint import steps_in
 from advjax.training.outcome import Progress
@@ -41,6 +42,7 @@ class Task:
       config: the fields of its Config.
       folder: the cell's own folder, an absolute path.
       memory: bytes that a training may need on a device; what the device has when None.
+      rule: the fields of the ``Rule`` that may stop a training; none when None.
     """
 
     name: str
@@ -48,6 +50,10 @@ class Task:
     config: Mapping[str, Any]
     folder: str
     memory: float | None = None
+    rule: Mapping[str, Any] | None = None
+
+    def stop_when(self) -> Rule | None:
+        return None if self.rule is None else Rule(**self.rule)
 
 
 def run_cell(task: Task, progress: Progress | None = None) -> Outcome:
@@ -153,6 +159,7 @@ def _run(task: Task, folder: Path, progress: Progress | None) -> Outcome:
                 config=dataclasses.asdict(config),
                 source=experiment.path,
                 progress=progress,
+                stop_when=task.stop_when(),
             )
             return trained(result)
         metrics = _studied(experiment, config, folder / "run", progress)

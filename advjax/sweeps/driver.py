@@ -18,6 +18,7 @@ from advjax.sweeps.cell import Task, forget, how_far
 from advjax.sweeps.executors import Ended, Executor, Here
 from advjax.sweeps.grid import Grid, config_hash
 from advjax.sweeps.outcome import Outcome, SweepError
+from advjax.sweeps.search import Search, median_rule
 from advjax.sweeps.store import ENDED, FILE, Cell, Store
 from advjax.training import runfolder
 from advjax.training.signals import Signals, Stopped
@@ -51,7 +52,7 @@ def sweep(
     experiment: str | os.PathLike[str],
     folder: str | os.PathLike[str],
     *,
-    grid: Grid | None = None,
+    grid: Grid | Search | None = None,
     base: Any = None,
     executor: Executor | None = None,
     memory_gb: float | None = None,
@@ -70,7 +71,7 @@ def sweep(
     Args:
       experiment: the experiment file.
       folder: the sweep's: ``sweep.db``, a folder for each cell, and the workers' logs.
-      grid: what to run; the file's own ``grid`` when None.
+      grid: what to run, or what to search for; the file's own ``grid`` when None.
       base: the Config whose fields the grid changes; its defaults when None.
       executor: where cells run; in this process when None.
       memory_gb: what a training may need on a device, in 10^9 bytes, as predicted from its shapes;
@@ -80,7 +81,7 @@ def sweep(
       progress: told when a cell begins and ends, and of anything odd.
 
     Returns:
-      All cells, in the grid's order.
+      All cells, in the grid's order, those of a search in the order of their proposals.
 
     Raises:
       SweepError: if the folder holds another sweep (what differs is named) or something else, if
@@ -91,8 +92,9 @@ def sweep(
     loaded = load_experiment(Path(experiment))
     base = loaded.config() if base is None else base
     grid = grid_of(loaded.grid, base) if grid is None else grid
-    configs = grid.configs(base)
-    if not configs:
+    search = grid if isinstance(grid, Search) else None
+    configs = grid.configs(base) if isinstance(grid, Grid) else []
+    if not configs and search is None:
         raise ValueError("the grid is empty; at least one setting is taken")
     path = Path(folder).absolute()
     about = {
@@ -101,22 +103,20 @@ def sweep(
         "summary": loaded.summary,
         "base": dataclasses.asdict(base),
         "axes": grid.axes,
+        "search": search and search.describe(),
+        "trials": search and search.trials,
         "versions": runfolder.versions([])["packages"],
     }
-    cells = [
-        Cell(
-            config_hash(config),
-            place,
-            json.loads(json.dumps(dataclasses.asdict(config), default=str)),
-        )
-        for place, config in enumerate(configs)
-    ]
+    cells = [_cell(config, place) for place, config in enumerate(configs)]
     with contextlib.ExitStack() as stack:
         _open(stack, path, overwrite)
         store = stack.enter_context(Store(path, write=True))
         memory = None if memory_gb is None else memory_gb * 1e9
-        run = _Driver(store, path, loaded.path.absolute(), executor or Here(), progress, memory)
+        file, where = loaded.path.absolute(), executor or Here()
+        run = _Driver(store, path, file, where, progress, memory, base, search)
         interrupted = [c for c in store.cells() if c.status == "running" and c.worker == Here.NAME]
+        if search is not None:
+            cells = store.cells()
         for note in store.start(about, cells):
             run.tell(note)
         for cell in interrupted:  # it may be what ended the process
@@ -126,14 +126,20 @@ def sweep(
         return store.cells()
 
 
-def grid_of(grid: Any, base: Any) -> Grid:
+def grid_of(grid: Any, base: Any) -> Grid | Search:
     """The experiment file's grid, which may depend on the base configuration."""
     found = grid(base) if callable(grid) else grid
-    if not isinstance(found, Grid):
+    if not isinstance(found, (Grid, Search)):
         raise ValueError(
-            f"the file's grid is {type(found).__name__}; a Grid, or grid(config) -> Grid, is taken"
+            f"the file's grid is {type(found).__name__}; a Grid or Search, or a function "
+            "grid(config) that returns one, is taken"
         )
     return found
+
+
+def _cell(config: Any, place: int) -> Cell:
+    fields = json.loads(json.dumps(dataclasses.asdict(config), default=str))
+    return Cell(config_hash(config), place, fields)
 
 
 def _open(stack: contextlib.ExitStack, folder: Path, overwrite: bool) -> None:
@@ -164,10 +170,15 @@ class _Driver:
         executor: Executor,
         progress: Callable[[Told], None] | None,
         memory: float | None,
+        base: Any,
+        search: Search | None,
     ) -> None:
         self.store, self.folder, self.experiment = store, folder, experiment
         self.memory = memory
         self.executor, self.progress = executor, progress
+        self.base, self.search = base, search
+        self.histories: dict[str, Any] = {}  # of the finished cells of a search
+        self.by_name: dict[str, Cell] = {}
         self.running: set[str] = set()
         self.counts: collections.Counter[str] = collections.Counter()
 
@@ -180,23 +191,29 @@ class _Driver:
         left = [c for c in cells if c.status not in ENDED or c.name in set(again)]
         waiting = collections.deque(left)
         self.counts = collections.Counter(self.store.counts())
-        self.tell(f"{len(left)} of {len(cells)} cells to go")
-        if not left:
+        more = max(self.search.trials - len(cells), 0) if self.search else 0
+        self.counts["waiting"] += more
+        self.tell(f"{len(left) + more} of {len(cells) + more} cells to go")
+        if not left and not more:
             return
-        by_name = {cell.name: cell for cell in left}
+        self.by_name = {cell.name: cell for cell in left}
         with Signals() as signals:
             try:
                 with self.executor:
                     self.executor.start(self.folder)
-                    while (waiting or self.running) and signals.received is None:
-                        while waiting and (worker := self.executor.free()) is not None:
+                    while (waiting or self.running or more) and signals.received is None:
+                        while (waiting or more) and (worker := self.executor.free()) is not None:
+                            if not waiting:
+                                waiting.extend(self._proposed())
+                                more = more - 1 if waiting else 0
+                                continue
                             self._submit(waiting.popleft(), worker)
                         for event in self.executor.wait(0.2):
                             self.running.discard(event.name)
                             if isinstance(event, Ended):
                                 self._ended(event.name, event.outcome)
                             elif self.lost(event.name, event.reason):
-                                waiting.append(by_name[event.name])
+                                waiting.append(self.by_name[event.name])
             finally:
                 self.store.wait_again(self.running)
             if signals.received is not None:
@@ -211,8 +228,31 @@ class _Driver:
         self.store.begin(cell.name, worker)
         self._count(cell.status, "running")
         folder = str(self._folder(cell.name))
-        task = Task(cell.name, str(self.experiment), cell.config, folder, self.memory)
+        rule = None if self.search is None else median_rule(self.search, self._histories())
+        fields = None if rule is None else dataclasses.asdict(rule)
+        task = Task(cell.name, str(self.experiment), cell.config, folder, self.memory, fields)
         self.executor.submit(task)
+
+    def _proposed(self) -> list[Cell]:
+        """The next cell of the search; none where there is no other."""
+        assert self.search is not None
+        cells = self.store.cells()
+        setting = self.search.propose(cells)
+        if setting is None:
+            self.counts["waiting"] -= self.search.trials - len(cells)
+            self.tell(f"the search ends after {len(cells)} cells: its axes have no other setting")
+            return []
+        cell = _cell(Grid((setting,)).configs(self.base)[0], len(cells))
+        self.store.add(cell)
+        self.by_name[cell.name] = cell
+        return [cell]
+
+    def _histories(self) -> list[Any]:
+        """What the finished cells measured over time."""
+        for cell in self.store.cells():
+            if cell.status == "done" and cell.name not in self.histories:
+                self.histories[cell.name] = self.store.history(cell.name)
+        return [*self.histories.values()]
 
     def _ended(self, name: str, outcome: Outcome) -> None:
         self.store.end(name, outcome, runfolder.read_rows(self._folder(name) / "run"))
@@ -220,6 +260,9 @@ class _Driver:
             "" if outcome.status == "done" else f"cell {name}: {outcome.status}, {outcome.reason}"
         )
         self._count("running", outcome.status, said)
+        if self.search and outcome.status == "done" and self.search.metric not in outcome.metrics:
+            there = ", ".join(n for n, v in outcome.metrics.items() if isinstance(v, (int, float)))
+            raise SweepError(f"no cell has a metric {self.search.metric}; there are: {there}")
 
     def lost(self, name: str, reason: str) -> bool:
         again = self.store.lost(name, how_far(self._folder(name)), _LOSSES, reason)

@@ -97,7 +97,7 @@ def choices(**axes: Iterable[Any]) -> Grid:
     """
     grid = Grid(({},))
     for name, values in axes.items():
-        grid = grid * Grid(tuple({name: value} for value in _values(name, values)))
+        grid = grid * Grid(tuple({name: value} for value in values_of(name, values)))
     return grid
 
 
@@ -107,7 +107,7 @@ def together(**axes: Iterable[Any]) -> Grid:
     Raises:
       ValueError: if the axes have different lengths, and as ``choices`` does.
     """
-    columns = {name: _values(name, values) for name, values in axes.items()}
+    columns = {name: values_of(name, values) for name, values in axes.items()}
     lengths = {name: len(values) for name, values in columns.items()}
     if len(set(lengths.values())) > 1:
         raise ValueError(f"given axes of {lengths} values; as many on each are taken")
@@ -130,7 +130,7 @@ def sample(n: int, seed: int = 0, /, **axes: Draw | Iterable[Any]) -> Grid:
         raise ValueError(f"n={n}; at least 1 is taken")
     draws: dict[str, Draw] = {}
     for name, axis in axes.items():
-        draws[name] = axis if isinstance(axis, Draw) else Draw(values=_values(name, axis))
+        draws[name] = axis if isinstance(axis, Draw) else Draw(values=values_of(name, axis))
     source = random.Random(seed)
     found: dict[str, dict[str, Any]] = {}
     for _ in range(100 * n):
@@ -154,8 +154,24 @@ class Draw:
         if self.values:
             return source.choice(self.values)
         if self.log:
-            return _short(math.exp(source.uniform(math.log(self.low), math.log(self.high))))
-        return _short(source.uniform(self.low, self.high))
+            return self._short(math.exp(source.uniform(math.log(self.low), math.log(self.high))))
+        return self._short(source.uniform(self.low, self.high))
+
+    def write(self, value: Any) -> float | str:
+        """The value as a search library knows it: choices are text."""
+        if not self.values:
+            return float(value)
+        same = [v for v in self.values if canonical(v) == canonical(value)]
+        return canonical((same or [v for v in self.values if v == value])[0])
+
+    def read(self, written: float | str) -> Any:
+        """The value of ``write``'s text, or of a number that is proposed."""
+        if not self.values:
+            return self._short(float(written))
+        return next(value for value in self.values if canonical(value) == written)
+
+    def _short(self, value: float) -> float:
+        return min(max(_short(value), self.low), self.high)
 
 
 def uniform(low: float, high: float) -> Draw:
@@ -205,7 +221,8 @@ def _like(before: Any, value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
-def _values(name: str, values: Iterable[Any]) -> tuple[Any, ...]:
+def values_of(name: str, values: Iterable[Any]) -> tuple[Any, ...]:
+    """An axis's values, checked."""
     if isinstance(values, (str, bytes)) or not isinstance(values, Iterable):
         raise ValueError(f"axis {name}: given {values!r}; a list of values is taken")
     found = tuple(values)

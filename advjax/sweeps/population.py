@@ -107,6 +107,7 @@ def _run_chunk(members: Sequence[_Member], progress: Progress | None) -> dict[st
                 configs=[dataclasses.asdict(m.config) for m in members],
                 source=members[0].task.experiment,
                 progress=progress,
+                stop_when=[m.task.stop_when() for m in members],
             )
         except Exception as error:
             if "RESOURCE_EXHAUSTED" not in str(error):

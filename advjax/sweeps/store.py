@@ -158,7 +158,7 @@ class Store:
         notes: list[str] = []
         old = self.about()
         if old:
-            kept = ("experiment", "source", "base")
+            kept = ("experiment", "source", "base", "search")
             wrong = differences({n: old.get(n) for n in kept}, {n: about.get(n) for n in kept})
             if wrong:
                 raise SweepError(
@@ -182,12 +182,13 @@ class Store:
             for name in unfinished:
                 self._db.execute("DELETE FROM cells WHERE name = ?", (name,))
             first = max((cell.place for cell in known.values()), default=-1) + 1
-            marks = ", ".join("?" * len(_COLUMNS))
-            self._db.executemany(
-                f"INSERT INTO cells ({', '.join(_COLUMNS)}) VALUES ({marks})",
-                [_row(dataclasses.replace(c, place=first + i)) for i, c in enumerate(fresh)],
-            )
+            self._insert([dataclasses.replace(c, place=first + i) for i, c in enumerate(fresh)])
         return notes
+
+    def add(self, cell: Cell) -> None:
+        """A cell that was not foreseen at the start."""
+        with self._clear_errors():
+            self._insert([cell])
 
     def begin(self, name: str, worker: str) -> None:
         """A cell was given to a worker."""
@@ -240,6 +241,12 @@ class Store:
         with self._clear_errors(), self._transaction():
             for name in names:
                 self._update(name, status="waiting", reason="", losses=0)
+
+    def _insert(self, cells: Iterable[Cell]) -> None:
+        marks = ", ".join("?" * len(_COLUMNS))
+        self._db.executemany(
+            f"INSERT INTO cells ({', '.join(_COLUMNS)}) VALUES ({marks})", map(_row, cells)
+        )
 
     def _update(self, name: str, **values: Any) -> None:
         with self._clear_errors():

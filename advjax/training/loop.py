@@ -13,7 +13,7 @@ import jax
 
 from advjax.training import hosts, runfolder
 from advjax.training.checkpoint import CheckpointError
-from advjax.training.outcome import Progress, Result
+from advjax.training.outcome import Progress, Result, StopWhen
 from advjax.training.parallel import place, positions, replicate, steps_in_flight
 from advjax.training.program import compiled_step
 from advjax.training.run import Run
@@ -29,6 +29,8 @@ def fit(
     overwrite: bool = False,
     devices: Sequence[jax.Device] | None = None,
     progress: Progress | None = None,
+    stop_when: StopWhen | None = None,
+    wait_s: float = 0.0,
 ) -> Result:
     """Trains, evaluates, and with a run folder saves and resumes.
 
@@ -48,6 +50,9 @@ def fit(
       overwrite: deletes the run that the folder holds.
       devices: all by default, those of other processes too; the batch is split over them.
       progress: called with an ``Event`` now and then.
+      stop_when: called after each evaluation but the last with the rows of ``Result.history`` so
+        far; a text that it returns ends the run there, and becomes ``Result.stopped``.
+      wait_s: seconds to wait while another process trains in this folder.
 
     Raises:
       RunError: if the folder holds another run (the fields are named) or something else.
@@ -61,10 +66,10 @@ def fit(
         name = type(training.objective).__name__
         raise ValueError(f"{name} hands a carry from step to step; one process trains with it")
     with contextlib.ExitStack() as stack:
-        run = Run(training, devices, progress)
+        run = Run(training, devices, progress, stop_when)
         if run_dir is not None:
             folder, file = Path(run_dir).absolute(), None if source is None else Path(source)
-            _open(run, stack, folder, config, file, overwrite)
+            _open(run, stack, folder, config, file, overwrite, wait_s)
         run.begin()
         if not run.ended:
             _train(run, places)
@@ -79,15 +84,16 @@ def _open(
     config: Any,
     source: Path | None,
     overwrite: bool,
+    wait_s: float,
 ) -> None:
     """Opens the run's folder; of several processes the first one does, and tells the others."""
     if not hosts.several():
-        run.open(stack, folder, config, source, overwrite)
+        run.open(stack, folder, config, source, overwrite, wait_s=wait_s)
         return
     refused: Exception | None = None
     if hosts.leads():
         try:
-            run.open(stack, folder, config, source, overwrite)
+            run.open(stack, folder, config, source, overwrite, wait_s=wait_s)
         except (runfolder.RunError, CheckpointError) as error:
             refused = error
     said = hosts.told(refused and str(refused))

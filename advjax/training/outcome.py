@@ -52,6 +52,7 @@ class Event:
 
 
 Progress = Callable[[Event], None]
+StopWhen = Callable[[Sequence[runfolder.Row]], str | None]
 
 
 @dataclasses.dataclass(frozen=True)

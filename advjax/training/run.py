@@ -28,6 +28,7 @@ from advjax.training.outcome import (
     Progress,
     Result,
     Snapshot,
+    StopWhen,
     check_metrics,
     check_parameters,
 )
@@ -44,9 +45,13 @@ class Run:
     """The mutable middle of ``fit`` and ``fit_together``."""
 
     def __init__(
-        self, training: Training, devices: Sequence[jax.Device], progress: Progress | None
+        self,
+        training: Training,
+        devices: Sequence[jax.Device],
+        progress: Progress | None,
+        stop_when: StopWhen | None = None,
     ) -> None:
-        self.training, self.devices = training, devices
+        self.training, self.devices, self.stop_when = training, devices, stop_when
         self.progress = progress if hosts.leads() else None
         init_key, step_key, self.evaluation_key = root_keys(training.seed)
         self.state: TrainState = training.first_state(step_key, init_key)
@@ -75,9 +80,10 @@ class Run:
         source: Path | None,
         overwrite: bool,
         signals: bool = True,
+        wait_s: float = 0.0,
     ) -> None:
         """Takes the folder until ``stack`` is left, and goes on where it stands."""
-        stack.enter_context(runfolder.alone(folder))
+        stack.enter_context(runfolder.alone(folder, wait_s))
         runfolder.open_run(
             folder,
             self.training.describe(),
@@ -292,12 +298,15 @@ class Run:
         if self.best is None or snapshot.score > self.best.score:
             self.best = snapshot
         training = self.training
-        ends = self.step == training.total_steps
-        if not ends and training.out_of_patience(self.step, self.best.step):
+        if self.step == training.total_steps:
+            return
+        if training.out_of_patience(self.step, self.best.step):
             self.stopped = (
                 f"early stopping: no better evaluation since step {self.best.step} "
                 f"({100 * self.best.score:.1f} %)"
             )
+        elif self.stop_when is not None:
+            self.stopped = self.stop_when(self.history)
 
     def watch(self) -> None:
         """Looks for catastrophic overfitting, on the same images every time."""

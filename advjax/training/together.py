@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import functools
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from advjax.training.outcome import DivergedError, Progress, Result
+from advjax.training.outcome import DivergedError, Progress, Result, StopWhen
 from advjax.training.parallel import place, positions, replicate, steps_in_flight
 from advjax.training.program import compiled_steps, program_of
 from advjax.training.run import Run
@@ -29,6 +30,7 @@ def fit_together(
     source: str | os.PathLike[str] | None = None,
     devices: Sequence[jax.Device] | None = None,
     progress: Progress | None = None,
+    stop_when: Sequence[StopWhen | None] | None = None,
 ) -> list[Result | DivergedError]:
     """Trains several configurations in lockstep, as one program; each is a run like any other.
 
@@ -48,6 +50,7 @@ def fit_together(
       source: the experiment file.
       devices: as in ``fit``.
       progress: told of the first training that goes on.
+      stop_when: one for each, as in ``fit``.
 
     Returns:
       A ``Result`` for each training, or the ``DivergedError`` that ended it.
@@ -60,13 +63,16 @@ def fit_together(
     trainings = list(trainings)
     if not trainings:
         return []
-    _check(trainings, run_dirs, configs)
+    _check(trainings, run_dirs, configs, stop_when)
     devices = list(jax.local_devices() if devices is None else devices)
     places = positions(trainings[0].batch_size, devices)
     found: dict[int, Result | DivergedError] = {}
     with contextlib.ExitStack() as stack:
         signals = stack.enter_context(Signals())
-        runs = [Run(training, devices, None) for training in trainings]
+        runs = [
+            Run(training, devices, None, stop)
+            for training, stop in zip(trainings, stop_when or [None] * len(trainings), strict=True)
+        ]
         runs[0].progress = progress
         for i, run in enumerate(runs):
             if run_dirs is not None:
@@ -113,12 +119,17 @@ class _Group:
         in_flight: collections.deque[Any] = collections.deque()
         active = dict(enumerate(self.runs))
         while active:
+            if len(active) <= len(self.runs) // 2:  # half the work, for a trace more
+                for i, run in active.items():
+                    run.state = _member(state, i)
+                _Group([*active.values()], self.devices, self.places, self.signals).train(diverged)
+                return
             state, metrics = step(state, self.places, objective, x, y, streams)
             in_flight.append(metrics["loss"])
             if len(in_flight) >= limit:
                 in_flight.popleft().block_until_ready()
             for i, run in list(active.items()):
-                one = lambda state=state, i=i: jax.tree.map(lambda leaf: leaf[i], state)
+                one = functools.partial(_member, state, i)
                 try:
                     run.stepped(metrics, one, i)
                 except DivergedError as error:
@@ -134,7 +145,7 @@ class _Group:
     def _stop(self, active: dict[int, Run], state: Any) -> None:
         """Saves all, after a signal."""
         for i, run in active.items():
-            run.state = jax.tree.map(lambda leaf, i=i: leaf[i], state)
+            run.state = _member(state, i)
             run.flush()
             run.save()
         for run in active.values():
@@ -150,6 +161,11 @@ def stack(trees: Sequence[Any]) -> Any:
     return jax.tree.map(lambda *leaves: jnp.stack([jnp.asarray(leaf) for leaf in leaves]), *trees)
 
 
+def _member(tree: Any, i: int) -> Any:
+    """The i-th of the trees that ``stack`` made one."""
+    return jax.tree.map(lambda leaf: leaf[i], tree)
+
+
 def _same(a: Any, b: Any) -> bool:
     """Whether two sets of arrays are the same, value for value."""
     return all(
@@ -158,8 +174,8 @@ def _same(a: Any, b: Any) -> bool:
     )
 
 
-def _check(trainings: Sequence[Training], run_dirs: Any, configs: Any) -> None:
-    for name, given in (("run_dirs", run_dirs), ("configs", configs)):
+def _check(trainings: Sequence[Training], run_dirs: Any, configs: Any, stop_when: Any) -> None:
+    for name, given in (("run_dirs", run_dirs), ("configs", configs), ("stop_when", stop_when)):
         if given is not None and len(given) != len(trainings):
             raise ValueError(
                 f"given {len(given)} {name} for {len(trainings)} trainings; one for each is taken"

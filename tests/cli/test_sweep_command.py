@@ -45,6 +45,34 @@ def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return Path("numbers.py")
 
 
+def test_a_search_is_run_grown_and_its_best_shown(
+    file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    search = "Search(dict(eps=uniform(0.0, 1.0)), trials=12, metric='accuracy')"
+    text = EXPERIMENT.replace("choices(eps=[0.1, 0.2], seed=range(2))", search)
+    file.write_text(text.replace("import choices", "import Search, uniform"))
+    assert main(["sweep", str(file)]) == 0
+    shown = capsys.readouterr()
+    assert "12 of 12 cells to go" in shown.err
+    assert "the best 10 of 12" in shown.out
+    accuracies = [float(line.split()[1]) for line in shown.out.splitlines()[4:14]]
+    assert accuracies == sorted(accuracies, reverse=True) and accuracies[0] > 80
+    assert main(["sweep", str(file), "--trials", "14"]) == 0
+    assert "2 of 14 cells to go" in capsys.readouterr().err
+    assert main(["sweep", "status", "sweeps/numbers"]) == 0
+    assert "14 cells, 14 done" in capsys.readouterr().out
+    assert main(["sweep", str(file), "--eps", "0.5"]) == 2
+    assert "sets eps itself" in capsys.readouterr().err
+    file.write_text(file.read_text().replace("'accuracy'", "'acuracy'"))
+    assert main(["sweep", str(file), "--folder", "other"]) == 2
+    assert "no cell has a metric acuracy; there are: accuracy" in capsys.readouterr().err
+
+
+def test_more_trials_are_for_a_search(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["sweep", str(file), "--trials", "3"]) == 2
+    assert "--trials is for a Search; numbers.py has a grid" in capsys.readouterr().err
+
+
 def test_a_sweep_is_run_shown_and_written_out(
     file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

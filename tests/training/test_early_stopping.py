@@ -75,6 +75,23 @@ def test_patience_survives_being_killed(tmp_path):
     assert weights(resumed) == weights(whole) and resumed.stopped == whole.stopped
 
 
+def test_a_run_stops_when_it_is_told_to_and_stays_stopped(tmp_path):
+    seen = []
+
+    def stop(rows):
+        seen.append(rows[-1]["step"])
+        return "told to" if rows[-1]["clean"] > 0 and rows[-1]["step"] == 20 else None
+
+    idle = dict(patience=None, steps=40)
+    result = fit(training(**idle), tmp_path / "run", devices=one_device(), stop_when=stop)
+    assert seen == [10, 20] and (result.stopped, result.last.step) == ("told to", 20)
+    again = fit(training(**idle), tmp_path / "run", devices=one_device())
+    assert again.was_finished and again.stopped == "told to"
+    seen.clear()
+    fit(training(**idle), devices=one_device(), stop_when=lambda rows: seen.append(len(rows)))
+    assert len(seen) == 3, "not asked at the last step"
+
+
 def test_the_best_is_the_best_on_validation_images_whatever_the_test_set_says():
     """Test images whose labels are all wrong are best at the worst step."""
     honest = training(patience=None, steps=40)

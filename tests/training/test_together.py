@@ -14,10 +14,10 @@ import optax
 import pytest
 from small_runs import digits_training, one_device, random_data, step_training
 
-from advjax import TRADES, FreeAT, Linf, Madry, load_classifier
+from advjax import L2, TRADES, FreeAT, Linf, Madry, load_classifier
 from advjax.attacks import FGSM, PGD
 from advjax.models import create
-from advjax.training import DivergedError, Standard, Stopped, fit, fit_together, read_rows
+from advjax.training import DivergedError, Standard, Stopped, fit, fit_together, read_rows, together
 from advjax.training.program import program_of
 
 SGD = optax.inject_hyperparams(optax.sgd)
@@ -29,7 +29,7 @@ def trainings(**changes):
     return [
         digits_training(
             module=create("mlp", hidden=(16,), dropout=0.1 * (i + 1)),
-            objective=TRADES(PGD(ball=Linf(0.02 * (i + 1)), step_size=0.02, steps=2), beta=1.0 + i),
+            objective=TRADES(PGD(ball=L2(0.2 * (i + 1)), step_size=0.2, steps=2), beta=1.0 + i),
             optimizer=SGD(learning_rate=lr),
             seed=i,
             **changes,
@@ -50,8 +50,8 @@ def test_each_ends_as_if_it_were_alone(devices, tmp_path):
     together = fit_together(trainings(), folders, devices=devices)
     for i, (training, result) in enumerate(zip(trainings(), together, strict=True)):
         alone = fit(training, tmp_path / f"alone-{i}", devices=devices)
-        # Rounding, and where it turns the sign of a gradient near 0, a pixel of an attack.
-        close(result.last.model.variables, alone.last.model.variables, 2e-4)
+        # Rounding; steps of an L2 attack do not hang on the signs of gradients near 0.
+        close(result.last.model.variables, alone.last.model.variables, 2e-5)
         assert result.best.step == alone.best.step
         rows, others = read_rows(folders[i]), read_rows(tmp_path / f"alone-{i}")
         assert [(r["kind"], r["step"]) for r in rows] == [(r["kind"], r["step"]) for r in others]
@@ -94,6 +94,32 @@ def test_one_that_stops_early_is_done(tmp_path):
     several = [digits_training(optimizer=SGD(learning_rate=lr), **fields) for lr in (0.0, 0.1)]
     idle, busy = fit_together(several, devices=one_device())
     assert "early stopping" in idle.stopped and idle.last.step < busy.last.step
+
+
+def test_those_that_go_on_are_made_a_smaller_group(monkeypatch, tmp_path):
+    sizes = []
+    train = together._Group.train
+    monkeypatch.setattr(
+        together._Group, "train", lambda self, d: (sizes.append(len(self.runs)), train(self, d))[1]
+    )
+    rates, steps = (0.05, 0.1, 0.15, 0.2, 0.25), (10, 20, 20, None, None)
+    several = [
+        digits_training(optimizer=SGD(learning_rate=lr), seed=i) for i, lr in enumerate(rates)
+    ]
+    until = [
+        None if n is None else lambda rows, n=n: "enough" if rows[-1]["step"] == n else None
+        for n in steps
+    ]
+    folders = [tmp_path / str(i) for i in range(5)]
+    found = fit_together(several, folders, devices=one_device(), stop_when=until)
+    assert sizes == [5, 2], "after 20 steps two of five go on"
+    assert [r.last.step for r in found] == [10, 20, 20, 30, 30]
+    assert [r.stopped for r in found] == ["enough"] * 3 + [None] * 2
+    for training, stop, result in zip(several, until, found, strict=True):
+        alone = fit(training, devices=one_device(), stop_when=stop)
+        assert alone.last.step == result.last.step and alone.stopped == result.stopped
+        close(result.last.model.variables, alone.last.model.variables, 1e-5)
+        assert [r["step"] for r in result.history] == [r["step"] for r in alone.history]
 
 
 def test_after_a_signal_all_resume_and_end_the_same(tmp_path):

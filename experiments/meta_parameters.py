@@ -1,0 +1,443 @@
+"""Depth, BatchNorm, dropout, filters, batch size and initialisation of a network, one by one.
+
+A lecture's study of networks that tell gender from a 48x48 grey face, rebuilt as a sweep. Its faces
+are not public: here two garments that are hard to tell apart take their place, T-shirts and shirts
+of Fashion-MNIST enlarged to 48x48, with the study's majority of 54.3 %, which is what a dead
+network scores. A folder ``CLASS/*.png`` of faces drops in with ``--data``. Every cell is attacked
+too. Which of the study's claims hold is told by ``python experiments/meta_parameters.py FOLDER``.
+
+Source: the tables of a lecture on convolutional networks (Ph. Gentric), 100,000 faces, one run a
+cell; what its initialisation was is not said, ``glorot`` and ``truncated`` are those of its time.
+
+    advjax sweep experiments/meta_parameters.py --data-dir tensorflow_datasets --workers 2
+    python experiments/meta_parameters.py sweeps/meta_parameters
+    advjax sweep experiments/meta_parameters.py --data faces --folder sweeps/faces --workers 2
+    advjax sweep experiments/meta_parameters.py --table full --images 100000 --epochs 20 \\
+        --memory-gb 11 --folder sweeps/full    # both sheets of the study, 3 seeds, for one GPU
+
+Hardware and time: TODO
+
+Expected: TODO
+
+Measured: TODO
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optax
+from PIL import Image
+
+from advjax import PGD, Linf, Madry, Standard, Training, create, load
+from advjax.data import Dataset
+from advjax.sweeps import Cell, Grid, Store, choices
+from advjax.training.memory import predicted_bytes
+
+SIZE = (48, 48)
+PAIRS = {"fashion_mnist": ("T-shirt/top", "Shirt")}
+PLAIN, DENSE = ["convnet48"], ["densenet48"]
+OLD, MODERN, TRUNCATED = ["glorot"], ["he"], ["truncated"]
+NO, BOTH, YES = [False], [False, True], [True]
+# What an hour of two cores is spent on; the deeper, the fewer columns.
+AXES = ("network", "initialiser", "batch_norm", "filters", "convs", "dropout", "batch_size", "seed")
+REDUCED = (
+    (PLAIN, OLD, BOTH, [4, 16], [1, 2, 4], [0.0, 0.3], [64], [0, 1]),
+    (PLAIN, OLD, BOTH, [16], [2], [0.15, 0.5], [64], [0, 1]),
+    (PLAIN, OLD, BOTH, [4], [7], [0.0], [64], [0, 1]),
+    (PLAIN, OLD, NO, [16], [7], [0.0], [64], [0, 1]),
+    (PLAIN, MODERN, NO, [4, 16], [1, 2, 4], [0.0], [64], [0, 1]),
+    (PLAIN, MODERN, NO, [4], [7], [0.0], [64], [0, 1]),
+    (PLAIN, MODERN, NO, [16], [2], [0.3], [64], [0, 1]),
+    (PLAIN, TRUNCATED, NO, [4, 16], [2], [0.0, 0.3], [64], [0, 1]),
+    (DENSE, OLD, NO, [4, 16], [1, 2], [0.0, 0.3], [64], [0, 1]),
+    (DENSE, OLD, NO, [4, 16], [4], [0.3], [64], [0, 1]),
+    (DENSE, OLD, NO, [16], [1, 2, 4], [0.3], [64], [2]),
+    (DENSE, OLD, NO, [16], [2], [0.15, 0.5], [64], [0, 1]),
+    (DENSE, OLD, NO, [4], [7], [0.0], [64], [0, 1]),
+    (DENSE, OLD, NO, [4], [1, 2, 4], [0.5], [64, 256], [0, 1]),
+    (DENSE, OLD, YES, [4, 16], [1, 2], [0.0], [64], [0, 1]),
+    (DENSE, MODERN, NO, [4, 16], [1, 2], [0.3], [64], [0, 1]),
+    (PLAIN, OLD, YES, [4], [20], [0.0], [64, 256], [0, 1]),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    network: str = "densenet48"
+    """densenet48 or convnet48."""
+    blocks: int = 4
+    convs: int = 2
+    """Convolutions in a block."""
+    filters: int = 16
+    dropout: float = 0.3
+    batch_norm: bool = False
+    batch_size: int = 64
+    initialiser: str = "glorot"
+    """glorot and truncated are historical, he is modern."""
+    seed: int = 0
+    """Of the weights, the order, the draws and the images."""
+    table: str = "reduced"
+    """reduced: what two CPU cores do in an hour; full: both sheets of the study, for a GPU."""
+    images: int = 3000
+    """Training images."""
+    epochs: int = 4
+    learning_rate: float = 1e-3
+    """Of Adam."""
+    adversarial: bool = False
+    """Train on PGD images of 5 steps instead of plain ones."""
+    eps: float = 4 / 255
+    """L-inf radius of the attacks."""
+    examples: int = 400
+    """Test images, a subset drawn by the seed, for clean and attacked accuracy."""
+    data: str = "fashion_mnist"
+    """A data set, or a folder CLASS/*.png."""
+    classes: tuple[str, ...] = ()
+    """Two of its classes, the majority first; when empty, T-shirts and shirts of Fashion-MNIST, and
+    all classes of other sets."""
+    majority: float = 0.543
+    """Share of the first of the two classes."""
+    data_dir: str | None = None
+    """Where tensorflow-datasets are; None: ~/tensorflow_datasets."""
+
+
+def grid(config: Config) -> Grid:
+    if config.table == "full":
+        return choices(initialiser=("glorot", "he"), seed=range(3)) * (_sheet_a() + _sheet_b())
+    if config.table != "reduced":
+        raise ValueError(f"table={config.table}; reduced and full are taken")
+    cells = Grid(())
+    for row in REDUCED:
+        cells += choices(**dict(zip(AXES, row, strict=True)))
+    return cells
+
+
+def _sheet_a() -> Grid:
+    """The study's densely connected networks, without BatchNorm: 15 columns by 14 rows."""
+    columns = choices(batch_size=[64, 256], filters=[4, 16, 32], dropout=[0.5, 0.3])
+    columns += choices(batch_size=[256], filters=[16], dropout=[0.15, 0.05, 0.0])
+    rows = choices(blocks=[3, 4], convs=[1, 2, 4, 7, 10, 20, 40])
+    return choices(network=["densenet48"], batch_norm=[False]) * rows * columns
+
+
+def _sheet_b() -> Grid:
+    """Its plain networks: 12 columns by 12 rows."""
+    columns = choices(batch_norm=[False, True], dropout=[0.5, 0.3], filters=[4, 16, 32])
+    rows = choices(blocks=[4], convs=[1, 2, 4, 7, 10, 20], batch_size=[64, 256])
+    return choices(network=["convnet48"]) * rows * columns
+
+
+def build(config: Config) -> Training:
+    where = (config.data, config.data_dir, config.classes, config.majority)
+    train = images("train", config.images, config.seed, *where)
+    pgd = lambda steps: PGD(ball=Linf(config.eps), step_size=config.eps / 4, steps=steps)
+    training = Training(
+        module=create(
+            config.network,
+            classes=len(train.classes),
+            blocks=config.blocks,
+            convs_per_block=config.convs,
+            filters=config.filters,
+            dropout=config.dropout,
+            batch_norm=config.batch_norm,
+            initialiser=config.initialiser,
+        ),
+        objective=Madry(pgd(5)) if config.adversarial else Standard(),
+        # A learning rate in the optimiser's state is data: cells that differ in it share a program.
+        optimizer=optax.inject_hyperparams(optax.adam)(learning_rate=config.learning_rate),
+        train=train,
+        test=images("test", config.examples, config.seed, *where),
+        epochs=config.epochs,
+        batch_size=config.batch_size,
+        seed=config.seed,
+        evaluate_examples=None,
+        attacks={"pgd": pgd(10)},
+    )
+    return dataclasses.replace(training, evaluate_every=training.total_steps)
+
+
+@functools.lru_cache(maxsize=8)
+def images(
+    split: str,
+    n: int | None,
+    seed: int,
+    data: str,
+    data_dir: str | None,
+    classes: tuple[str, ...],
+    majority: float,
+) -> Dataset:
+    """``n`` grey 48x48 images, all when None; of two chosen classes the first has its share."""
+    folder = Path(data).is_dir()
+    found = load(data, split, data_dir, size=SIZE) if folder else load(data, split, data_dir)
+    pair = classes or PAIRS.get(data, ())
+    if pair:
+        found = _two(found, pair, majority, n, seed)
+    elif n is not None:
+        found = found.subset(n, seed)
+    grey = [np.asarray(Image.fromarray(_plane(x)).convert("L").resize(SIZE[::-1], Image.BILINEAR))
+            for x in found.x]  # fmt: skip
+    return dataclasses.replace(found, x=np.stack(grey))
+
+
+def _plane(x: np.ndarray) -> np.ndarray:
+    return x[..., 0] if x.shape[-1] == 1 else x
+
+
+def _two(data: Dataset, pair: Sequence[str], majority: float, n: int | None, seed: int) -> Dataset:
+    unknown = [name for name in pair if name not in data.classes]
+    if unknown or len(pair) != 2 or not 0 < majority < 1:
+        raise ValueError(
+            f"classes={pair}, majority={majority}; two of {', '.join(data.classes)} and a share "
+            "between 0 and 1 are taken"
+        )
+    places = [np.flatnonzero(data.y == data.classes.index(name)) for name in pair]
+    most = math.floor(min(len(places[0]) / majority, len(places[1]) / (1 - majority)))
+    n = most if n is None else n
+    counts = [round(n * majority), n - round(n * majority)]
+    if n > most:
+        raise ValueError(f"images={n}; {data.name} has {most} of {pair} with majority {majority}")
+    rng = np.random.default_rng(seed)
+    drawn = [np.sort(rng.permutation(p)[:c]) for p, c in zip(places, counts, strict=True)]
+    both = data.take(np.concatenate(drawn))
+    y = np.repeat([0, 1], counts)
+    return dataclasses.replace(both, y=y, classes=tuple(pair))
+
+
+# --- what the study says of its tables, each tested on the cells of a sweep -----------------------
+
+# Cells that the study could not run for want of memory, and its largest that it could: network,
+# blocks, convolutions in a block, batch, filters.
+KO = (
+    ("densenet48", 3, 20, 256, 16),
+    ("densenet48", 3, 40, 64, 16),
+    ("densenet48", 3, 40, 256, 4),
+    ("densenet48", 4, 20, 256, 16),
+    ("densenet48", 4, 20, 256, 32),
+    ("densenet48", 4, 40, 64, 16),
+    ("densenet48", 4, 40, 256, 4),
+    ("convnet48", 4, 20, 256, 32),
+)
+RAN = (
+    ("densenet48", 3, 40, 64, 4),
+    ("densenet48", 3, 20, 64, 32),
+    ("densenet48", 3, 10, 256, 32),
+    ("densenet48", 4, 20, 256, 4),
+    ("densenet48", 4, 40, 64, 4),
+    ("convnet48", 4, 20, 256, 16),
+    ("convnet48", 4, 20, 64, 32),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Mean:
+    """Of the cells of one configuration, over seeds."""
+
+    value: float
+    error: float
+
+    def __str__(self) -> str:
+        return f"{100 * self.value:.1f} +- {100 * self.error:.1f}"
+
+
+def mean(cells: Iterable[Cell], metric: str = "last/clean", **config: Any) -> Mean | None:
+    """Of what the cells with these settings measured; None for fewer than two seeds."""
+    found = [
+        cell.metrics[metric]
+        for cell in cells
+        if cell.status == "done" and all(cell.config[n] == v for n, v in config.items())
+    ]
+    if len(found) < 2:
+        return None
+    return Mean(float(np.mean(found)), float(np.std(found, ddof=1) / math.sqrt(len(found))))
+
+
+def above(a: Mean, b: Mean) -> bool:
+    """Whether a is larger than b by two standard errors of the difference."""
+    return a.value - b.value >= 2 * math.hypot(a.error, b.error) and a.value > b.value
+
+
+def findings(cells: Sequence[Cell]) -> str:
+    """The study's claims, each reproduced, not reproduced or untested, with its numbers."""
+    lines = []
+    for claim, test in CLAIMS:
+        verdict, numbers = test(cells)
+        lines += [f"{claim}: {VERDICTS[verdict]}", *(f"    {n}" for n in numbers)]
+    return "\n".join(lines)
+
+
+VERDICTS = {True: "reproduced", False: "NOT reproduced", None: "untested, no such cells"}
+
+
+def _row(cells: Sequence[Cell], axis: str, values: Sequence[Any], **config: Any) -> list[Any]:
+    """The mean for each value of an axis that has one."""
+    found = [(value, mean(cells, **config, **{axis: value})) for value in values]
+    return [(value, number) for value, number in found if number is not None]
+
+
+def _said(row: list[Any], axis: str) -> str:
+    return f"{axis}: " + ", ".join(f"{value:g} {number}" for value, number in row)
+
+
+def _deeper(cells: Sequence[Cell]) -> tuple[bool | None, list[str]]:
+    lines, verdicts = [], []
+    for initialiser in ("glorot", "he"):
+        row = _row(
+            cells, "convs", (1, 2, 4, 7, 10), network="densenet48", batch_norm=False, filters=16,
+            dropout=0.3, batch_size=64, initialiser=initialiser,
+        )  # fmt: skip
+        if len(row) > 1:
+            lines.append(f"{initialiser}, " + _said(row, "convolutions a block"))
+            rises = zip(row[1:], row, strict=False)
+            verdicts.append(all(above(b, a) for (_, b), (_, a) in rises))
+    return verdicts[0] if verdicts else None, lines
+
+
+def _dropout(cells: Sequence[Cell]) -> tuple[bool | None, list[str]]:
+    row = _row(
+        cells, "dropout", (0.0, 0.05, 0.15, 0.3, 0.5), network="densenet48", batch_norm=False,
+        filters=16, convs=2, batch_size=64, initialiser="glorot",
+    )  # fmt: skip
+    if len(row) < 3 or row[0][0] != 0 or row[-1][0] != 0.5:
+        return None, []
+    best = max(row, key=lambda item: item[1].value)
+    good = 0.05 <= best[0] <= 0.3 and above(best[1], row[-1][1]) and best[1].value > row[0][1].value
+    return good, [_said(row, "dropout")]
+
+
+def _small_batch(cells: Sequence[Cell]) -> tuple[bool | None, list[str]]:
+    lines, gaps = [], []
+    for convs in (1, 2, 4, 7, 10):
+        row = _row(
+            cells, "batch_size", (64, 256), network="densenet48", batch_norm=False, filters=4,
+            dropout=0.5, convs=convs, initialiser="glorot",
+        )  # fmt: skip
+        if len(row) == 2:
+            lines.append(f"{convs} convolutions a block, dropout .5, " + _said(row, "batch"))
+            gaps.append(row[1][1].value - row[0][1].value)
+    return (float(np.mean(gaps)) >= 0.1 if gaps else None), lines
+
+
+def _memory(cells: Sequence[Cell]) -> tuple[bool | None, list[str]]:
+    del cells  # the claim is about what cannot be run
+    need = {True: [], False: []}
+    for ko, networks in ((True, KO), (False, RAN)):
+        for network, blocks, convs, batch, filters in networks:
+            module = create(network, classes=2, blocks=blocks, convs_per_block=convs,
+                            filters=filters, dropout=0.5)  # fmt: skip
+            none = Dataset(np.zeros((batch, *SIZE, 1), np.uint8), np.arange(batch) % 2)
+            training = Training(module=module, objective=Standard(), optimizer=optax.adam(1e-3),
+                                train=none, steps=1, batch_size=batch)  # fmt: skip
+            need[ko].append(
+                (predicted_bytes(training) / 1e9, network, blocks, convs, batch, filters)
+            )
+    least, most = min(need[True]), max(need[False])
+    name = lambda n: f"{n[1]}, {n[2]} blocks of {n[3]}, batch {n[4]}, {n[5]} filters: {n[0]:.1f} GB"
+    return least[0] > most[0], [
+        f"the least of {len(KO)} that were KO: {name(least)}",
+        f"the most of {len(RAN)} that ran: {name(most)}",
+        "predicted from shapes, float32; nothing was run",
+    ]
+
+
+def _batch_norm(cells: Sequence[Cell]) -> tuple[bool | None, list[str]]:
+    lines, verdicts = [], []
+    for initialiser in ("glorot", "truncated", "he"):
+        for batch_norm in (False, True):
+            for filters in (4, 16):
+                for dropout in (0.0, 0.3):
+                    row = _row(
+                        cells, "convs", (1, 2, 4, 7, 10), network="convnet48", filters=filters,
+                        dropout=dropout, batch_norm=batch_norm, initialiser=initialiser,
+                        batch_size=64,
+                    )  # fmt: skip
+                    if not row:
+                        continue
+                    norm = "with BatchNorm" if batch_norm else "without"
+                    lines.append(
+                        f"{initialiser}, {norm}, {filters} filters, dropout {dropout:g}, "
+                        + _said(row, "convolutions a block")
+                    )
+                    if initialiser == "glorot":
+                        deep = [number.value for convs, number in row if convs >= 2]
+                        dead = [abs(value - _majority(cells)) < 0.02 for value in deep]
+                        verdicts += [not d for d in dead] if batch_norm else dead
+    return (all(verdicts) if verdicts else None), lines
+
+
+def _eighty(cells: Sequence[Cell]) -> tuple[bool | None, list[str]]:
+    lines, verdicts = [], []
+    for filters in (4, 16, 32):
+        for dropout in (0.0, 0.3, 0.5):
+            row = _row(
+                cells, "batch_size", (64, 256), network="convnet48", batch_norm=True, convs=20,
+                filters=filters, dropout=dropout, initialiser="glorot",
+            )  # fmt: skip
+            if len(row) == 2:
+                lines.append(f"{filters} filters, dropout {dropout:g}, " + _said(row, "batch"))
+                verdicts.append(row[1][1].value - row[0][1].value >= 0.15)
+    return (all(verdicts) if verdicts else None), lines
+
+
+def _dense_without(cells: Sequence[Cell]) -> tuple[bool | None, list[str]]:
+    same = {"batch_norm": False, "filters": 4, "dropout": 0.0, "batch_size": 64, "convs": 7,
+            "initialiser": "glorot"}  # fmt: skip
+    dense, plain = (mean(cells, network=n, **same) for n in ("densenet48", "convnet48"))
+    if dense is None or plain is None:
+        return None, []
+    dead = abs(plain.value - _majority(cells)) < 0.02
+    learns = dense.value - _majority(cells) > 0.1
+    return learns and dead, [f"28 convolutions of 4 filters: dense {dense}, plain {plain}"]
+
+
+def _accurate(cells: Sequence[Cell]) -> tuple[bool | None, list[str]]:
+    """Over the cells that learned: the share of right images that the attack turns, by ranks."""
+    learned = [
+        (cell.metrics["last/clean"], cell.metrics["last/worst"])
+        for cell in cells
+        if cell.status == "done" and cell.metrics["last/clean"] > _majority(cells) + 0.1
+    ]
+    if len(learned) < 8:
+        return None, []
+    clean, robust = np.array(learned).T
+    turned = _rank_correlation(clean, 1 - robust / clean)
+    kept = _rank_correlation(clean, robust)
+    bound = 2 / math.sqrt(len(learned) - 1)  # two standard errors of no correlation
+    return turned > bound, [
+        f"{len(learned)} cells that learned, rank correlation of clean accuracy with the share of "
+        f"right images that PGD turns {turned:+.2f}, with accuracy under PGD {kept:+.2f} "
+        f"(chance: within {bound:.2f})"
+    ]
+
+
+def _rank_correlation(a: np.ndarray, b: np.ndarray) -> float:
+    from scipy.stats import spearmanr
+
+    return float(spearmanr(a, b).statistic)
+
+
+def _majority(cells: Sequence[Cell]) -> float:
+    return float(cells[0].config["majority"])
+
+
+CLAIMS = (
+    ("Deeper is better", _deeper),
+    ("Dropout is a trade-off, best between .05 and .3", _dropout),
+    ("Dropout kills convergence for small batches", _small_batch),
+    ("KO for big networks and batches", _memory),
+    ("BatchNorm is needed for 8 convolutions and more", _batch_norm),
+    ("Bigger batches for 80 convolutions", _eighty),
+    ("Dense networks need no BatchNorm", _dense_without),
+    ("More accurate networks are more vulnerable", _accurate),
+)
+
+
+if __name__ == "__main__":
+    with Store(Path(sys.argv[1] if len(sys.argv) > 1 else "sweeps/meta_parameters")) as store:
+        print(findings(store.cells()))
