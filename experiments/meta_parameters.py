@@ -26,6 +26,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import math
 import sys
 from collections.abc import Iterable, Sequence
@@ -39,6 +40,7 @@ from PIL import Image
 from advjax import PGD, Linf, Madry, Standard, Training, create, load
 from advjax.data import Dataset
 from advjax.sweeps import Cell, Grid, Store, choices
+from advjax.sweeps.grid import canonical
 from advjax.training.memory import predicted_bytes
 
 SIZE = (48, 48)
@@ -213,26 +215,31 @@ def _two(data: Dataset, pair: Sequence[str], majority: float, n: int | None, see
 # --- what the study says of its tables, each tested on the cells of a sweep -----------------------
 
 # Cells that the study could not run for want of memory, and its largest that it could: network,
-# blocks, convolutions in a block, batch, filters.
+# BatchNorm, blocks, convolutions in a block, batch, filters.
 KO = (
-    ("densenet48", 3, 20, 256, 16),
-    ("densenet48", 3, 40, 64, 16),
-    ("densenet48", 3, 40, 256, 4),
-    ("densenet48", 4, 20, 256, 16),
-    ("densenet48", 4, 20, 256, 32),
-    ("densenet48", 4, 40, 64, 16),
-    ("densenet48", 4, 40, 256, 4),
-    ("convnet48", 4, 20, 256, 32),
+    ("densenet48", False, 3, 20, 256, 16),
+    ("densenet48", False, 3, 40, 64, 16),
+    ("densenet48", False, 3, 40, 256, 4),
+    ("densenet48", False, 4, 20, 256, 16),
+    ("densenet48", False, 4, 20, 256, 32),
+    ("densenet48", False, 4, 40, 64, 16),
+    ("densenet48", False, 4, 40, 256, 4),
+    ("convnet48", False, 4, 20, 256, 32),
+    ("convnet48", True, 4, 20, 256, 32),
 )
 RAN = (
-    ("densenet48", 3, 40, 64, 4),
-    ("densenet48", 3, 20, 64, 32),
-    ("densenet48", 3, 10, 256, 32),
-    ("densenet48", 4, 20, 256, 4),
-    ("densenet48", 4, 40, 64, 4),
-    ("convnet48", 4, 20, 256, 16),
-    ("convnet48", 4, 20, 64, 32),
+    ("densenet48", False, 3, 40, 64, 4),
+    ("densenet48", False, 3, 20, 64, 32),
+    ("densenet48", False, 3, 10, 256, 32),
+    ("densenet48", False, 4, 20, 256, 4),
+    ("densenet48", False, 4, 40, 64, 4),
+    ("convnet48", False, 4, 20, 256, 16),
+    ("convnet48", True, 4, 20, 256, 16),
+    ("convnet48", True, 4, 20, 64, 32),
 )
+
+
+CONVS = (1, 2, 4, 7, 10, 20, 40)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -264,20 +271,57 @@ def above(a: Mean, b: Mean) -> bool:
 
 
 def findings(cells: Sequence[Cell]) -> str:
-    """The study's claims, each reproduced, not reproduced or untested, with its numbers."""
+    """The study's claims: reproduced, in part, not or untested, each with its numbers."""
     lines = []
     for claim, test in CLAIMS:
         verdict, numbers = test(cells)
-        lines += [f"{claim}: {VERDICTS[verdict]}", *(f"    {n}" for n in numbers)]
+        lines += [f"{claim}: {VERDICTS.get(verdict, verdict)}", *(f"    {n}" for n in numbers)]
+    lines += ["Between cells that differ in nothing else, points of clean accuracy, under PGD:"]
+    lines += [f"    {line}" for line in effects(cells)]
     return "\n".join(lines)
+
+
+def effects(cells: Sequence[Cell]) -> list[str]:
+    """What each step along an axis changes, as means and standard errors over pairs of cells."""
+    done = [cell for cell in cells if cell.status == "done"]
+    lines = []
+    for axis in AXES[:-1]:
+        groups: dict[str, dict[Any, Cell]] = {}
+        for cell in done:
+            others = {n: v for n, v in cell.config.items() if n != axis}
+            groups.setdefault(canonical(others), {})[cell.config[axis]] = cell
+        values = sorted({cell.config[axis] for cell in done})
+        for low, high in itertools.pairwise(values):
+            pairs = [(g[low], g[high]) for g in groups.values() if low in g and high in g]
+            if len(pairs) < 3:
+                continue
+            said = []
+            for metric in ("last/clean", "last/worst"):
+                gains = 100 * np.array([b.metrics[metric] - a.metrics[metric] for a, b in pairs])
+                error = gains.std(ddof=1) / math.sqrt(len(pairs))
+                said.append(f"{gains.mean():+.1f} +- {error:.1f}")
+            lines.append(f"{axis} {low} -> {high}: {', '.join(said)} ({len(pairs)} pairs)")
+    return lines
 
 
 VERDICTS = {True: "reproduced", False: "NOT reproduced", None: "untested, no such cells"}
 
 
-def _row(cells: Sequence[Cell], axis: str, values: Sequence[Any], **config: Any) -> list[Any]:
-    """The mean for each value of an axis that has one."""
-    found = [(value, mean(cells, **config, **{axis: value})) for value in values]
+# What a claim is tested on where it does not say otherwise.
+USUAL = {
+    "network": "densenet48",
+    "initialiser": "glorot",
+    "batch_norm": False,
+    "filters": 16,
+    "convs": 2,
+    "dropout": 0.3,
+    "batch_size": 64,
+}
+
+
+def _row(cells: Sequence[Cell], axis: str, values: Sequence[Any], **changes: Any) -> list[Any]:
+    """The mean for each value of an axis that has one; the rest is usual but for the changes."""
+    found = [(v, mean(cells, **{**USUAL, **changes, axis: v})) for v in values]
     return [(value, number) for value, number in found if number is not None]
 
 
@@ -288,10 +332,7 @@ def _said(row: list[Any], axis: str) -> str:
 def _deeper(cells: Sequence[Cell]) -> tuple[bool | None, list[str]]:
     lines, verdicts = [], []
     for initialiser in ("glorot", "he"):
-        row = _row(
-            cells, "convs", (1, 2, 4, 7, 10), network="densenet48", batch_norm=False, filters=16,
-            dropout=0.3, batch_size=64, initialiser=initialiser,
-        )  # fmt: skip
+        row = _row(cells, "convs", CONVS, initialiser=initialiser)
         if len(row) > 1:
             lines.append(f"{initialiser}, " + _said(row, "convolutions a block"))
             rises = zip(row[1:], row, strict=False)
@@ -300,10 +341,7 @@ def _deeper(cells: Sequence[Cell]) -> tuple[bool | None, list[str]]:
 
 
 def _dropout(cells: Sequence[Cell]) -> tuple[bool | None, list[str]]:
-    row = _row(
-        cells, "dropout", (0.0, 0.05, 0.15, 0.3, 0.5), network="densenet48", batch_norm=False,
-        filters=16, convs=2, batch_size=64, initialiser="glorot",
-    )  # fmt: skip
+    row = _row(cells, "dropout", (0.0, 0.05, 0.15, 0.3, 0.5))
     if len(row) < 3 or row[0][0] != 0 or row[-1][0] != 0.5:
         return None, []
     best = max(row, key=lambda item: item[1].value)
@@ -313,87 +351,84 @@ def _dropout(cells: Sequence[Cell]) -> tuple[bool | None, list[str]]:
 
 def _small_batch(cells: Sequence[Cell]) -> tuple[bool | None, list[str]]:
     lines, gaps = [], []
-    for convs in (1, 2, 4, 7, 10):
-        row = _row(
-            cells, "batch_size", (64, 256), network="densenet48", batch_norm=False, filters=4,
-            dropout=0.5, convs=convs, initialiser="glorot",
-        )  # fmt: skip
+    for convs in CONVS:
+        row = _row(cells, "batch_size", (64, 256), filters=4, dropout=0.5, convs=convs)
         if len(row) == 2:
             lines.append(f"{convs} convolutions a block, dropout .5, " + _said(row, "batch"))
             gaps.append(row[1][1].value - row[0][1].value)
     return (float(np.mean(gaps)) >= 0.1 if gaps else None), lines
 
 
-def _memory(cells: Sequence[Cell]) -> tuple[bool | None, list[str]]:
-    del cells  # the claim is about what cannot be run
-    need = {True: [], False: []}
-    for ko, networks in ((True, KO), (False, RAN)):
-        for network, blocks, convs, batch, filters in networks:
-            module = create(network, classes=2, blocks=blocks, convs_per_block=convs,
-                            filters=filters, dropout=0.5)  # fmt: skip
-            none = Dataset(np.zeros((batch, *SIZE, 1), np.uint8), np.arange(batch) % 2)
-            training = Training(module=module, objective=Standard(), optimizer=optax.adam(1e-3),
-                                train=none, steps=1, batch_size=batch)  # fmt: skip
-            need[ko].append(
-                (predicted_bytes(training) / 1e9, network, blocks, convs, batch, filters)
-            )
-    least, most = min(need[True]), max(need[False])
-    name = lambda n: f"{n[1]}, {n[2]} blocks of {n[3]}, batch {n[4]}, {n[5]} filters: {n[0]:.1f} GB"
-    return least[0] > most[0], [
-        f"the least of {len(KO)} that were KO: {name(least)}",
-        f"the most of {len(RAN)} that ran: {name(most)}",
-        "predicted from shapes, float32; nothing was run",
-    ]
+def _memory(cells: Sequence[Cell]) -> tuple[str, list[str]]:
+    """Whether one budget tells what was KO from what ran, by the memory that shapes predict."""
+    del cells  # nothing of it needs to be run
+    need = sorted(
+        [(_gigabytes(*network), "KO", network) for network in KO]
+        + [(_gigabytes(*network), "ran", network) for network in RAN]
+    )
+    wrong = lambda budget: [n for n in need if (n[0] > budget) != (n[1] == "KO")]
+    budget = min((n[0] for n in need), key=lambda b: len(wrong(b)))
+    above = min((n[0] for n in need if n[0] > budget), default=math.inf)
+    right = len(need) - len(wrong(budget))
+    lines = [f"a budget of {budget:.1f} to {above:.1f} GB tells {right} of {len(need)} apart"]
+    for gigabytes, was, (network, norm, blocks, convs, batch, filters) in wrong(budget):
+        lines.append(
+            f"not {network}, BatchNorm {norm}, {blocks} blocks of {convs}, batch {batch}, "
+            f"{filters} filters: {gigabytes:.1f} GB, {was}"
+        )
+    return "in part" if wrong(budget) else "reproduced", lines
 
 
-def _batch_norm(cells: Sequence[Cell]) -> tuple[bool | None, list[str]]:
+def _gigabytes(
+    network: str, batch_norm: bool, blocks: int, convs: int, batch: int, filters: int
+) -> float:
+    module = create(
+        network, classes=2, blocks=blocks, convs_per_block=convs, filters=filters, dropout=0.5,
+        batch_norm=batch_norm,
+    )  # fmt: skip
+    blank = Dataset(np.zeros((batch, *SIZE, 1), np.uint8), np.arange(batch) % 2)
+    training = Training(module=module, objective=Standard(), optimizer=optax.adam(1e-3),
+                        train=blank, steps=1, batch_size=batch)  # fmt: skip
+    return predicted_bytes(training) / 1e9
+
+
+def _batch_norm(initialiser: str, cells: Sequence[Cell]) -> tuple[bool | None, list[str]]:
     lines, verdicts = [], []
-    for initialiser in ("glorot", "truncated", "he"):
-        for batch_norm in (False, True):
-            for filters in (4, 16):
-                for dropout in (0.0, 0.3):
-                    row = _row(
-                        cells, "convs", (1, 2, 4, 7, 10), network="convnet48", filters=filters,
-                        dropout=dropout, batch_norm=batch_norm, initialiser=initialiser,
-                        batch_size=64,
-                    )  # fmt: skip
-                    if not row:
-                        continue
-                    norm = "with BatchNorm" if batch_norm else "without"
-                    lines.append(
-                        f"{initialiser}, {norm}, {filters} filters, dropout {dropout:g}, "
-                        + _said(row, "convolutions a block")
-                    )
-                    if initialiser == "glorot":
-                        deep = [number.value for convs, number in row if convs >= 2]
-                        dead = [abs(value - _majority(cells)) < 0.02 for value in deep]
-                        verdicts += [not d for d in dead] if batch_norm else dead
+    for batch_norm, filters, dropout in itertools.product((False, True), (4, 16), (0.0, 0.3)):
+        row = _row(
+            cells, "convs", CONVS, network="convnet48", initialiser=initialiser,
+            batch_norm=batch_norm, filters=filters, dropout=dropout,
+        )  # fmt: skip
+        if row:
+            norm = "with BatchNorm" if batch_norm else "without"
+            said = _said(row, "convolutions a block")
+            lines.append(f"{norm}, {filters} filters, dropout {dropout:g}, {said}")
+        deep = [number for convs, number in row if convs >= 2]
+        verdicts += [_dead(cells, number) != batch_norm for number in deep]
     return (all(verdicts) if verdicts else None), lines
 
 
 def _eighty(cells: Sequence[Cell]) -> tuple[bool | None, list[str]]:
     lines, verdicts = [], []
-    for filters in (4, 16, 32):
-        for dropout in (0.0, 0.3, 0.5):
-            row = _row(
-                cells, "batch_size", (64, 256), network="convnet48", batch_norm=True, convs=20,
-                filters=filters, dropout=dropout, initialiser="glorot",
-            )  # fmt: skip
-            if len(row) == 2:
-                lines.append(f"{filters} filters, dropout {dropout:g}, " + _said(row, "batch"))
-                verdicts.append(row[1][1].value - row[0][1].value >= 0.15)
+    for filters, dropout in itertools.product((4, 16, 32), (0.0, 0.3, 0.5)):
+        row = _row(
+            cells, "batch_size", (64, 256), network="convnet48", batch_norm=True, convs=20,
+            filters=filters, dropout=dropout,
+        )  # fmt: skip
+        if len(row) == 2:
+            lines.append(f"{filters} filters, dropout {dropout:g}, " + _said(row, "batch"))
+            verdicts.append(row[1][1].value - row[0][1].value >= 0.15)
     return (all(verdicts) if verdicts else None), lines
 
 
 def _dense_without(cells: Sequence[Cell]) -> tuple[bool | None, list[str]]:
-    same = {"batch_norm": False, "filters": 4, "dropout": 0.0, "batch_size": 64, "convs": 7,
-            "initialiser": "glorot"}  # fmt: skip
-    dense, plain = (mean(cells, network=n, **same) for n in ("densenet48", "convnet48"))
-    if dense is None or plain is None:
+    row = _row(cells, "network", ("densenet48", "convnet48"), filters=4, dropout=0.0, convs=7)
+    if len(row) < 2:
         return None, []
-    dead = abs(plain.value - _majority(cells)) < 0.02
+    (_, dense), (_, plain) = row
     learns = dense.value - _majority(cells) > 0.1
-    return learns and dead, [f"28 convolutions of 4 filters: dense {dense}, plain {plain}"]
+    said = f"28 convolutions of 4 filters: dense {dense}, plain {plain}"
+    return learns and _dead(cells, plain), [said]
 
 
 def _accurate(cells: Sequence[Cell]) -> tuple[bool | None, list[str]]:
@@ -426,12 +461,25 @@ def _majority(cells: Sequence[Cell]) -> float:
     return float(cells[0].config["majority"])
 
 
+def _dead(cells: Sequence[Cell], accuracy: Mean) -> bool:
+    """Whether a network tells the majority and nothing else."""
+    return abs(accuracy.value - _majority(cells)) < 0.02
+
+
 CLAIMS = (
     ("Deeper is better", _deeper),
     ("Dropout is a trade-off, best between .05 and .3", _dropout),
     ("Dropout kills convergence for small batches", _small_batch),
     ("KO for big networks and batches", _memory),
-    ("BatchNorm is needed for 8 convolutions and more", _batch_norm),
+    (
+        "BatchNorm is needed for 8 convolutions and more",
+        functools.partial(_batch_norm, "glorot"),
+    ),
+    (
+        "The same with truncated normal initialisation, sigma .1",
+        functools.partial(_batch_norm, "truncated"),
+    ),
+    ("The same with He's initialisation", functools.partial(_batch_norm, "he")),
     ("Bigger batches for 80 convolutions", _eighty),
     ("Dense networks need no BatchNorm", _dense_without),
     ("More accurate networks are more vulnerable", _accurate),

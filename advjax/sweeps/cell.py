@@ -200,14 +200,12 @@ def check_memory(training: Any, budget: float | None) -> int | None:
 def trained(result: Any) -> Outcome:
     """The outcome of ``fit``'s result."""
     metrics: dict[str, Any] = {"step": result.last.step}
-    if result.stopped is not None:
-        metrics["stopped"] = result.stopped
     for which in ("last", "best"):
         found = getattr(result, which).metrics
         metrics.update({f"{which}/{name}": _number(v) for name, v in found.items()})
     metrics["best/step"] = result.best.step
     seconds = result.history[-1]["seconds"] if result.history else 0.0
-    return Outcome("done", "", metrics, seconds)
+    return Outcome("done", result.stopped or "", metrics, seconds)
 
 
 def _studied(

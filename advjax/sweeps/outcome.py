@@ -18,7 +18,7 @@ class Outcome:
     Attributes:
       status: ``done``; ``ko``, a configuration that cannot be had (it diverged, it does not fit in
         memory, it ends its process); or ``failed``, an error of the experiment.
-      reason: why it is not done, in one line.
+      reason: why it is not done, or ended before its last step, in one line.
       metrics: name to number; NaN and infinities are None.
       seconds: of the cell, those before it was resumed included where its run kept count.
     """

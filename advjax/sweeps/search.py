@@ -197,7 +197,7 @@ def _over_time(
 
 
 def _stopped(cell: Cell) -> bool:
-    return str(cell.metrics.get("stopped", "")).startswith(_RULE)
+    return cell.status == "done" and cell.reason.startswith(_RULE)
 
 
 def _distribution(optuna: Any, axis: Draw) -> Any:

@@ -39,7 +39,7 @@ class Cell:
       place: its number in the grid, from 0.
       config: the fields of Config.
       status: ``waiting``, ``running``, ``done``, ``ko`` or ``failed``.
-      reason: why it is ``ko`` or ``failed``.
+      reason: why it is ``ko`` or ``failed``, or ended before its last step.
       metrics: name to number, when it is done.
       seconds: how long it took.
       began: when it was last given to a worker, seconds since 1970.

@@ -162,12 +162,12 @@ def test_bad_trainings_are_stopped_and_good_ones_end(together, tmp_path):
     search = Search({"lr": log_uniform(1e-6, 0.03)}, 20, "best/clean", seed=1)
     cells = sweep(path, tmp_path / "s", grid=search, executor=Here(together=together))
     assert {c.status for c in cells} == {"done"} and len(cells) == 20
-    stopped = [c for c in cells if "stopped" in c.metrics]
-    whole = [c for c in cells if "stopped" not in c.metrics]
+    stopped = [c for c in cells if c.reason]
+    whole = [c for c in cells if not c.reason]
     assert stopped and len(whole) >= 5
     steps = max(c.metrics["step"] for c in cells)
     for cell in stopped:
-        assert cell.metrics["stopped"].startswith("median rule: clean ")
+        assert cell.reason.startswith("median rule: clean ")
         assert cell.metrics["step"] < steps
     assert all(c.metrics["step"] == steps for c in whole)
     ranked = search.ranked(cells)
@@ -209,13 +209,14 @@ def test_the_rule_is_the_median_of_the_best_so_far():
 
 def test_stopped_and_lost_cells_rank_behind(tmp_path):
     search = Search({"lr": log_uniform(1e-4, 1)}, 9, "best/clean")
-    cell = lambda i, status, **metrics: Cell(str(i), i, {"lr": 0.1 * (i + 1)}, status,
-                                             metrics=metrics)  # fmt: skip
+    cell = lambda i, status, reason="", **metrics: Cell(
+        str(i), i, {"lr": 0.1 * (i + 1)}, status, reason, metrics
+    )
     cells = [
         cell(0, "done", **{"best/clean": 0.5, "step": 9}),
-        cell(1, "done", **{"best/clean": 0.9, "step": 3, "stopped": "median rule: x"}),
+        cell(1, "done", **{"best/clean": 0.9, "step": 3}, reason="median rule: x"),
         cell(2, "ko"),
-        cell(3, "done", **{"best/clean": 0.7, "step": 6, "stopped": "early stopping: y"}),
+        cell(3, "done", **{"best/clean": 0.7, "step": 6}, reason="early stopping: y"),
         cell(4, "running"),
     ]
     assert [c.name for c in search.ranked(cells)] == ["3", "0", "1"]
