@@ -367,8 +367,8 @@ def _memory(cells: Sequence[Cell]) -> tuple[str, list[str]]:
         + [(_gigabytes(*network), "ran", network) for network in RAN]
     )
     wrong = lambda budget: [n for n in need if (n[0] > budget) != (n[1] == "KO")]
-    budget = min((n[0] for n in need), key=lambda b: len(wrong(b)))
-    above = min((n[0] for n in need if n[0] > budget), default=math.inf)
+    gaps = [(low[0], high[0]) for low, high in itertools.pairwise(need)]
+    budget, above = min(gaps, key=lambda gap: (len(wrong(gap[0])), gap[0] - gap[1]))
     right = len(need) - len(wrong(budget))
     lines = [f"a budget of {budget:.1f} to {above:.1f} GB tells {right} of {len(need)} apart"]
     for gigabytes, was, (network, norm, blocks, convs, batch, filters) in wrong(budget):

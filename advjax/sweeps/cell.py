@@ -10,6 +10,7 @@ import json
 import math
 import re
 import shutil
+import sys
 import time
 import traceback
 import typing
@@ -73,9 +74,29 @@ def run_cell(task: Task, progress: Progress | None = None) -> Outcome:
         if before is not None:
             return before
         write_down(task)
+        make_room()
         outcome = _run(task, folder, progress)
         write_down(task, outcome)
         return outcome
+
+
+def make_room() -> None:
+    """Drops the compiled programs of earlier cells where they have used up half of the maps.
+
+    XLA's CPU compiler maps every kernel by itself, thousands for a deep network, and Linux lets a
+    process have 65,530 maps by default: after some thirty architectures the compiler found no
+    memory and ended the process.
+    """
+    if "jax" not in sys.modules:
+        return
+    try:
+        with open("/proc/self/maps", "rb") as maps:
+            used = sum(1 for _ in maps)
+        limit = int(Path("/proc/sys/vm/max_map_count").read_text())
+    except OSError:  # not Linux
+        return
+    if used > limit // 2:
+        sys.modules["jax"].clear_caches()
 
 
 def write_down(task: Task, outcome: Outcome | None = None) -> None:

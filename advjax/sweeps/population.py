@@ -18,6 +18,7 @@ from advjax.sweeps.cell import (
     ended_by,
     held,
     loaded,
+    make_room,
     read_outcome,
     run_cell,
     trained,
@@ -96,6 +97,7 @@ def _run_chunk(members: Sequence[_Member], progress: Progress | None) -> dict[st
     if len(members) == 1:
         return {members[0].task.name: run_cell(members[0].task, progress)}
     began = time.monotonic()
+    make_room()
     with contextlib.ExitStack() as stack:
         for member in members:
             stack.enter_context(held(Path(member.task.folder)))

@@ -255,3 +255,34 @@ def test_a_file_that_was_changed_is_run_as_it_is_now(synthetic, tmp_path):
     synthetic.write_text(synthetic.read_text().replace("1 - config.lr", "2 - config.lr"))
     (after,) = sweep(synthetic, tmp_path / "after", grid=grid)
     assert after.metrics["accuracy"] == before.metrics["accuracy"] + 1
+
+
+MAPS = """
+import mmap
+from pathlib import Path
+
+import jax
+
+from advjax.sweeps.cell import make_room
+
+used = lambda: len(Path("/proc/self/maps").read_bytes().splitlines())
+limit = int(Path("/proc/sys/vm/max_map_count").read_text())
+first, trained = used(), [jax.jit(lambda x, i=i: jax.numpy.tanh(x @ x) + i) for i in range(30)]
+for program in trained:
+    program(jax.numpy.ones((50, 50)))
+compiled = used()
+make_room()
+assert used() >= compiled > first + 50, "there was room"
+pages = [mmap.mmap(-1, 4096, prot=mmap.PROT_READ | i % 2 * mmap.PROT_WRITE)
+         for i in range(limit // 2)]
+crowded = used()
+assert crowded > limit // 2
+make_room()
+assert crowded - used() > 50, (crowded, used())
+assert float(trained[3](jax.numpy.ones((50, 50)))[0, 0]) == 4
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="no /proc/self/maps")
+def test_compiled_programs_make_room_before_the_system_has_no_more_maps():
+    subprocess.run([sys.executable, "-c", MAPS], check=True)
