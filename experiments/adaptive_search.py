@@ -17,8 +17,8 @@ Hardware and time: 3 minutes on 2 busy CPU cores.
 Expected: the mean of the ten best is higher than that of random search; about half of the cells
 are stopped.
 
-Measured, seed 0, 60 cells each: the ten best have 84.2 % in the mean, those of random search 79.6; the
-best 86.1 and 86.4, so by the best cell alone it did not win. 38 of its cells were stopped.
+Measured, seed 0, 60 cells each: the ten best have 84.2 % in the mean, those of random search 79.6;
+the best 86.1 and 86.4, so by the best cell alone it did not win. 38 of its cells were stopped.
 """
 
 from __future__ import annotations

@@ -131,10 +131,10 @@ def test_call_run_jit_and_every_loop_agree(make, tiny, key):
         np.testing.assert_allclose(x_adv, looped.x_adv, atol=1e-6)
 
 
-@TABLE
-def test_an_example_does_not_feel_its_neighbours(make, tiny, key):
+@pytest.mark.parametrize("name", ATTACKS)
+def test_an_example_does_not_feel_its_neighbours(name, tiny, key):
     """In another order, among others and in a batch of another size, the result is the same."""
-    model, _, x, y = tiny
+    (model, _, x, y), make = tiny, ATTACKS[name]
     attack, keys = make(), example_keys(key, x.shape[0])
     whole = attack.run(key, model, x, y)
     order = np.array([4, 0, 5, 2])
