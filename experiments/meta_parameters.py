@@ -193,21 +193,18 @@ def build(config: Config) -> Training:
 @functools.lru_cache(maxsize=8)
 def images(
     split: str,
-    n: int | None,
+    n: int,
     seed: int,
     data: str,
     data_dir: str | None,
     classes: tuple[str, ...],
     majority: float,
 ) -> Dataset:
-    """``n`` grey 48x48 images, all when None; of two chosen classes the first has its share."""
+    """``n`` grey 48x48 images; of two chosen classes the first has its share."""
     folder = Path(data).is_dir()
     found = load(data, split, data_dir, size=SIZE) if folder else load(data, split, data_dir)
     pair = classes or PAIRS.get(data, ())
-    if pair:
-        found = _two(found, pair, majority, n, seed)
-    elif n is not None:
-        found = found.subset(n, seed)
+    found = _two(found, pair, majority, n, seed) if pair else found.subset(n, seed)
     grey = [np.asarray(Image.fromarray(_plane(x)).convert("L").resize(SIZE[::-1], Image.BILINEAR))
             for x in found.x]  # fmt: skip
     return dataclasses.replace(found, x=np.stack(grey))
@@ -217,7 +214,7 @@ def _plane(x: np.ndarray) -> np.ndarray:
     return x[..., 0] if x.shape[-1] == 1 else x
 
 
-def _two(data: Dataset, pair: Sequence[str], majority: float, n: int | None, seed: int) -> Dataset:
+def _two(data: Dataset, pair: Sequence[str], majority: float, n: int, seed: int) -> Dataset:
     unknown = [name for name in pair if name not in data.classes]
     if unknown or len(pair) != 2 or not 0 < majority < 1:
         raise ValueError(
@@ -226,7 +223,6 @@ def _two(data: Dataset, pair: Sequence[str], majority: float, n: int | None, see
         )
     places = [np.flatnonzero(data.y == data.classes.index(name)) for name in pair]
     most = math.floor(min(len(places[0]) / majority, len(places[1]) / (1 - majority)))
-    n = most if n is None else n
     counts = [round(n * majority), n - round(n * majority)]
     if n > most:
         raise ValueError(f"images={n}; {data.name} has {most} of {pair} with majority {majority}")
@@ -278,10 +274,10 @@ class Mean:
         return f"{100 * self.value:.1f} +- {100 * self.error:.1f}"
 
 
-def mean(cells: Iterable[Cell], metric: str = "last/clean", **config: Any) -> Mean | None:
-    """Of what the cells with these settings measured; None for fewer than two seeds."""
+def mean(cells: Iterable[Cell], **config: Any) -> Mean | None:
+    """Clean accuracy of the cells with these settings; None for fewer than two seeds."""
     found = [
-        cell.metrics[metric]
+        cell.metrics["last/clean"]
         for cell in cells
         if cell.status == "done" and all(cell.config[n] == v for n, v in config.items())
     ]
@@ -330,7 +326,6 @@ def effects(cells: Sequence[Cell]) -> list[str]:
 
 
 VERDICTS = {True: "reproduced", False: "NOT reproduced", None: "untested, no such cells"}
-
 
 # What a claim is tested on where it does not say otherwise.
 USUAL = {
@@ -393,9 +388,9 @@ def _memory(cells: Sequence[Cell]) -> tuple[str, list[str]]:
     )
     wrong = lambda budget: [n for n in need if (n[0] > budget) != (n[1] == "KO")]
     gaps = [(low[0], high[0]) for low, high in itertools.pairwise(need)]
-    budget, above = min(gaps, key=lambda gap: (len(wrong(gap[0])), gap[0] - gap[1]))
+    budget, next_up = min(gaps, key=lambda gap: (len(wrong(gap[0])), gap[0] - gap[1]))
     right = len(need) - len(wrong(budget))
-    lines = [f"a budget of {budget:.1f} to {above:.1f} GB tells {right} of {len(need)} apart"]
+    lines = [f"a budget of {budget:.1f} to {next_up:.1f} GB tells {right} of {len(need)} apart"]
     for gigabytes, was, (network, norm, blocks, convs, batch, filters) in wrong(budget):
         lines.append(
             f"not {network}, BatchNorm {norm}, {blocks} blocks of {convs}, batch {batch}, "

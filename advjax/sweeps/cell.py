@@ -28,6 +28,7 @@ from advjax.training.runfolder import RunError
 
 FORMAT = 1
 _PATIENCE_S = 60.0
+_COMPILES_S = 0.1  # a cell that is faster has compiled nothing large
 # What ends the sweep instead of its cell: nothing can be written down any more.
 _LEAST_FREE = 64 * 1024
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
@@ -74,9 +75,10 @@ def run_cell(task: Task, progress: Progress | None = None) -> Outcome:
         if before is not None:
             return before
         write_down(task)
-        make_room()
         outcome = _run(task, folder, progress)
         write_down(task, outcome)
+        if outcome.seconds > _COMPILES_S:
+            make_room()
         return outcome
 
 

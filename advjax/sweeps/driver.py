@@ -191,7 +191,11 @@ class _Driver:
         left = [c for c in cells if c.status not in ENDED or c.name in set(again)]
         waiting = collections.deque(left)
         self.counts = collections.Counter(self.store.counts())
-        more = max(self.search.trials - len(cells), 0) if self.search else 0
+        more = 0
+        if self.search is not None:
+            more = max(self.search.trials - len(cells), 0)
+            done = [c.name for c in cells if c.status == "done"]
+            self.histories = {name: self.store.history(name) for name in done}
         self.counts["waiting"] += more
         self.tell(f"{len(left) + more} of {len(cells) + more} cells to go")
         if not left and not more:
@@ -228,7 +232,7 @@ class _Driver:
         self.store.begin(cell.name, worker)
         self._count(cell.status, "running")
         folder = str(self._folder(cell.name))
-        rule = None if self.search is None else median_rule(self.search, self._histories())
+        rule = self.search and median_rule(self.search, [*self.histories.values()])
         fields = None if rule is None else dataclasses.asdict(rule)
         task = Task(cell.name, str(self.experiment), cell.config, folder, self.memory, fields)
         self.executor.submit(task)
@@ -247,15 +251,11 @@ class _Driver:
         self.by_name[cell.name] = cell
         return [cell]
 
-    def _histories(self) -> list[Any]:
-        """What the finished cells measured over time."""
-        for cell in self.store.cells():
-            if cell.status == "done" and cell.name not in self.histories:
-                self.histories[cell.name] = self.store.history(cell.name)
-        return [*self.histories.values()]
-
     def _ended(self, name: str, outcome: Outcome) -> None:
-        self.store.end(name, outcome, runfolder.read_rows(self._folder(name) / "run"))
+        rows = runfolder.read_rows(self._folder(name) / "run")
+        self.store.end(name, outcome, rows)
+        if self.search is not None and outcome.status == "done":
+            self.histories[name] = rows
         said = (
             "" if outcome.status == "done" else f"cell {name}: {outcome.status}, {outcome.reason}"
         )

@@ -73,7 +73,7 @@ class Search:
         Args:
           cells: those so far, in the order in which they were proposed.
         """
-        seen = {self._written(cell.config) for cell in cells}
+        seen = [self._written(cell.config) for cell in cells]
         for attempt in range(_DRAWS):
             # The state of the search is its cells alone, so the draws follow their number.
             source = random.Random(f"{self.seed}/{len(cells)}/{attempt}")
@@ -85,8 +85,8 @@ class Search:
                 return setting
         return None
 
-    def _written(self, setting: Mapping[str, Any]) -> tuple[float | str, ...]:
-        return tuple(axis.write(setting[name]) for name, axis in self.axes.items())
+    def _written(self, setting: Mapping[str, Any]) -> dict[str, float | str]:
+        return {name: axis.write(setting[name]) for name, axis in self.axes.items()}
 
     def _asked(self, cells: Sequence[Cell], seed: int) -> dict[str, Any]:
         """What optuna proposes after these cells."""
@@ -112,9 +112,12 @@ class Search:
             kind, steps = state.PRUNED, {int(cell.metrics["step"]): number}
         else:
             kind, value = state.COMPLETE, number
-        params = {name: axis.write(cell.config[name]) for name, axis in self.axes.items()}
         return optuna.trial.create_trial(
-            state=kind, value=value, params=params, distributions=space, intermediate_values=steps
+            state=kind,
+            value=value,
+            params=self._written(cell.config),
+            distributions=space,
+            intermediate_values=steps,
         )
 
     def number(self, cell: Cell) -> float | None:

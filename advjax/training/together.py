@@ -87,7 +87,8 @@ def fit_together(
                 by_step.setdefault(run.step, []).append(run)
         diverged: dict[int, DivergedError] = {}
         for _, group in sorted(by_step.items()):
-            _Group(group, devices, places, signals).train(diverged)
+            while group:
+                group = _Group(group, devices, places, signals).train(diverged)
         for i, run in enumerate(runs):
             if id(run) in diverged:
                 found[i] = diverged[id(run)]
@@ -105,8 +106,8 @@ class _Group:
     ) -> None:
         self.runs, self.devices, self.places, self.signals = runs, devices, places, signals
 
-    def train(self, diverged: dict[int, DivergedError]) -> None:
-        """Until the last of the runs has ended."""
+    def train(self, diverged: dict[int, DivergedError]) -> list[Run]:
+        """Until half of the runs have ended; returns those that go on, with their states."""
         trainings = [run.training for run in self.runs]
         data = [(t.train.x, t.train.y, t.streams()) for t in trainings]
         shared = all(_same(data[0], other) for other in data[1:])
@@ -118,12 +119,7 @@ class _Group:
         limit = steps_in_flight(self.devices)
         in_flight: collections.deque[Any] = collections.deque()
         active = dict(enumerate(self.runs))
-        while active:
-            if len(active) <= len(self.runs) // 2:  # half the work, for a trace more
-                for i, run in active.items():
-                    run.state = _member(state, i)
-                _Group([*active.values()], self.devices, self.places, self.signals).train(diverged)
-                return
+        while len(active) > len(self.runs) // 2:  # fewer are half the work, for a trace more
             state, metrics = step(state, self.places, objective, x, y, streams)
             in_flight.append(metrics["loss"])
             if len(in_flight) >= limit:
@@ -141,6 +137,9 @@ class _Group:
                     del active[i]
             if self.signals.received is not None:
                 self._stop(active, state)
+        for i, run in active.items():
+            run.state = _member(state, i)
+        return [*active.values()]
 
     def _stop(self, active: dict[int, Run], state: Any) -> None:
         """Saves all, after a signal."""
