@@ -31,6 +31,14 @@ def no_network(monkeypatch):
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
 
 
+@pytest.fixture(autouse=True)
+def own_draws(request, monkeypatch):
+    """A module's ``RNG`` starts anew for each test: what one draws does not hang on which tests ran
+    before it in the same worker."""
+    if hasattr(request.module, "RNG"):
+        monkeypatch.setattr(request.module, "RNG", np.random.default_rng(100))
+
+
 _tests_run = itertools.count(1)
 
 
