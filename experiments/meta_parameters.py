@@ -306,7 +306,7 @@ def effects(cells: Sequence[Cell]) -> list[str]:
     """What each step along an axis changes, as means and standard errors over pairs of cells."""
     done = [cell for cell in cells if cell.status == "done"]
     lines = []
-    for axis in AXES[:-1]:
+    for axis in (*AXES[:-1], "blocks"):
         groups: dict[str, dict[Any, Cell]] = {}
         for cell in done:
             others = {n: v for n, v in cell.config.items() if n != axis}
@@ -332,6 +332,7 @@ USUAL = {
     "network": "densenet48",
     "initialiser": "glorot",
     "batch_norm": False,
+    "blocks": 4,
     "filters": 16,
     "convs": 2,
     "dropout": 0.3,
@@ -361,7 +362,9 @@ def _deeper(cells: Sequence[Cell]) -> tuple[bool | None, list[str]]:
 
 
 def _dropout(cells: Sequence[Cell]) -> tuple[bool | None, list[str]]:
-    row = _row(cells, "dropout", (0.0, 0.05, 0.15, 0.3, 0.5))
+    rates = (0.0, 0.05, 0.15, 0.3, 0.5)
+    rows = [_row(cells, "dropout", rates, batch_size=batch) for batch in (64, 256)]
+    row = max(rows, key=len)  # the full table has all rates at 256 alone
     if len(row) < 3 or row[0][0] != 0 or row[-1][0] != 0.5:
         return None, []
     best = max(row, key=lambda item: item[1].value)

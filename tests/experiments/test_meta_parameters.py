@@ -99,12 +99,12 @@ def test_cells_run_and_share_programs(study, tmp_path, monkeypatch):
         assert 0 <= cell.metrics["last/worst"] <= cell.metrics["last/clean"] <= 1
 
 
-def cells_of(module, accuracy, turned=lambda clean: 0.1 * clean):
-    """Cells of the reduced grid whose accuracies are made up by ``accuracy(config)``.
+def cells_of(module, accuracy, turned=lambda clean: 0.1 * clean, table="reduced"):
+    """Cells of a table whose accuracies are made up by ``accuracy(config)``.
 
     ``turned(clean)`` is the share of right images that the attack turns.
     """
-    base = module.Config()
+    base = module.Config(table=table)
     made = []
     for i, config in enumerate(module.grid(base).configs(base)):
         clean = accuracy(config) + 0.001 * (config.seed - 0.5)
@@ -146,6 +146,20 @@ def test_claims_are_told_true_only_where_they_are(study, monkeypatch):
     assert dead["More accurate networks are more vulnerable"].startswith("untested")
     few = module.findings(cells_of(module, as_published)[:1])
     assert few.count("untested") == len(module.CLAIMS) - 1
+
+
+def test_the_full_table_is_told_block_by_block_and_by_its_dropout_at_the_larger_batch(study):
+    _, module = study
+    made_up = lambda c: as_published(c) if c.blocks == 4 else 0.3
+    text = module.findings(cells_of(module, made_up, table="full"))
+    found = text.partition("\nBetween")[0].splitlines()
+    for claim in ("Deeper is better", "Dropout is a trade-off, best between .05 and .3"):
+        assert f"{claim}: reproduced" in found, text
+    rates = found[found.index("Dropout is a trade-off, best between .05 and .3: reproduced") + 1]
+    assert [part.split()[0] for part in rates.split(": ")[1].split(", ")] == [
+        "0", "0.05", "0.15", "0.3", "0.5"
+    ]  # fmt: skip
+    assert "blocks 3 -> 4: +" in text
 
 
 def test_effects_are_those_between_cells_that_differ_in_nothing_else(study):
