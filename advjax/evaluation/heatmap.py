@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from advjax.evaluation.images import write_whole
+from advjax.files import whole_file
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -95,7 +95,8 @@ class HeatMap:
             ".middle{text-anchor:middle}.end{text-anchor:end}"
         )
         drawing = self.svg().replace("<style>", f"<style>{style}", 1)
-        write_whole(path, drawing.encode())
+        with whole_file(path) as file:
+            file.write(drawing.encode())
 
 
 def percent(share: float) -> str:

@@ -12,6 +12,7 @@ import numpy as np
 
 from advjax.data import to_float
 from advjax.data.pictures import decode
+from advjax.files import whole_file
 
 
 def load_image(path: str | os.PathLike[str], shape: Sequence[int]) -> np.ndarray:
@@ -92,18 +93,9 @@ def png_bytes(x: Any) -> bytes:
 
 def save_png(path: str | os.PathLike[str], x: Any) -> None:
     """Writes an image in [0, 1] as a PNG, whole or not at all; errors as for ``png_bytes``."""
-    write_whole(path, png_bytes(x))
-
-
-def write_whole(path: str | os.PathLike[str], data: bytes) -> None:
-    """Writes a file so that no reader ever sees half of it."""
-    target = Path(path)
-    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
-    try:
-        partial.write_bytes(data)
-        os.replace(partial, target)
-    finally:
-        partial.unlink(missing_ok=True)
+    data = png_bytes(x)
+    with whole_file(path) as file:
+        file.write(data)
 
 
 def _read(path: str | os.PathLike[str]) -> bytes:

@@ -12,8 +12,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from advjax.evaluation.images import amplification, amplified, png_bytes, write_whole
+from advjax.evaluation.images import amplification, amplified, png_bytes
 from advjax.evaluation.result import Evaluation
+from advjax.files import whole_file
 from advjax.page_style import STYLE
 
 _SIDE = 96  # pixels on the screen that small images are enlarged to
@@ -231,7 +232,8 @@ def write_report(
         f"<header><h1>{_said(title)}</h1>{lead}</header><main>{body}</main>"
         f"<footer>{_said(made_by)}</footer></body></html>\n"
     )
-    write_whole(path, page.encode())
+    with whole_file(path) as file:
+        file.write(page.encode())
 
 
 def _heading(title: str) -> str:

@@ -13,6 +13,7 @@ import numpy as np
 
 from advjax.evaluation.draws import Shares
 from advjax.evaluation.statistics import Accuracy, wilson_over_draws
+from advjax.files import whole_file
 
 _ARRAYS = (
     "attacked",
@@ -234,17 +235,11 @@ class Evaluation:
         base = Path(path)
         base.parent.mkdir(parents=True, exist_ok=True)
         for suffix in (".npz", ".json"):
-            target = base.with_name(base.name + suffix)
-            partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
-            try:
-                with open(partial, "wb") as file:
-                    if suffix == ".npz":
-                        np.savez_compressed(file, **arrays)
-                    else:
-                        file.write(self.to_json().encode())
-                os.replace(partial, target)
-            finally:
-                partial.unlink(missing_ok=True)
+            with whole_file(base.with_name(base.name + suffix)) as file:
+                if suffix == ".npz":
+                    np.savez_compressed(file, **arrays)
+                else:
+                    file.write(self.to_json().encode())
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Evaluation:

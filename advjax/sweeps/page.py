@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import advjax
+from advjax.files import whole_file
 from advjax.page_style import STYLE
 from advjax.sweeps.grid import canonical
 from advjax.sweeps.store import Cell, Store
@@ -50,14 +51,9 @@ def write_page(
     else:
         cells = list(sweep)
     path = Path(path)
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"{path}: there is no folder {path.parent}")
-    aside = path.with_name(path.name + ".tmp")
-    try:
-        aside.write_text(_page(about or {}, cells, metric), encoding="utf-8")
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
+    page = _page(about or {}, cells, metric).encode()
+    with whole_file(path) as file:
+        file.write(page)
     return path
 
 

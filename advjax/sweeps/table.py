@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from advjax.files import whole_file
 from advjax.sweeps.grid import canonical
 from advjax.sweeps.store import Cell
 
@@ -290,9 +291,8 @@ def export(cells: Sequence[Cell], path: str | os.PathLike[str]) -> Path:
         content = _parquet(rows)
     else:
         raise ValueError(f"given {path.name}; a name that ends in .csv or .parquet is taken")
-    aside = path.with_name(path.name + ".tmp")
-    aside.write_bytes(content)
-    os.replace(aside, path)
+    with whole_file(path) as file:
+        file.write(content)
     return path
 
 

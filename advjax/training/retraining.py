@@ -16,6 +16,7 @@ import numpy as np
 from advjax.attacks import Attack
 from advjax.data import Dataset, to_float
 from advjax.evaluation import Accuracy, evaluate
+from advjax.files import whole_file
 from advjax.training.apply import Bound
 from advjax.training.describe import describe_settings
 from advjax.training.loop import fit
@@ -205,10 +206,8 @@ def _attacked(
         "wrong_clean": np.asarray((~evaluation.correct).sum()),
     }
     if path is not None:
-        aside = path.with_suffix(".tmp")
-        with aside.open("wb") as out:
-            np.savez(out, **found)
-        os.replace(aside, path)
+        with whole_file(path) as file:
+            np.savez(file, **found)
     return found
 
 

@@ -18,6 +18,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from advjax.files import whole_file
+
 try:
     import fcntl
 except ImportError:  # not on Windows
@@ -37,9 +39,9 @@ class RunError(RuntimeError):
 
 def write_json(path: Path, value: Any) -> None:
     """Writes a file that is either the old one or the whole new one."""
-    aside = path.with_name(path.name + ".tmp")
-    aside.write_text(json.dumps(value, indent=2) + "\n")
-    os.replace(aside, path)
+    text = json.dumps(value, indent=2) + "\n"
+    with whole_file(path) as file:
+        file.write(text.encode())
 
 
 def read_config(folder: str | os.PathLike[str]) -> dict[str, Any]:
@@ -169,9 +171,7 @@ def open_run(
             )
         return
     foreign = sorted(
-        p.name
-        for p in folder.iterdir()
-        if p.name.removesuffix(".tmp") not in _OURS and not p.name.startswith(".")
+        p.name for p in folder.iterdir() if p.name not in _OURS and not p.name.startswith(".")
     )
     if foreign and not was_run:
         raise RunError(
@@ -239,9 +239,8 @@ class Metrics:
 
     def __init__(self, folder: Path, rows: list[Row], note: Callable[[str], None]) -> None:
         path = folder / "metrics.jsonl"
-        aside = folder / "metrics.jsonl.tmp"
-        aside.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        os.replace(aside, path)
+        with whole_file(path) as file:
+            file.write("".join(json.dumps(row) + "\n" for row in rows).encode())
         self._file = path.open("a")
         self._folder, self._note = folder / "events", note
         self._first = rows[-1]["step"] + 1 if rows else 1

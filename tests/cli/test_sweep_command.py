@@ -115,7 +115,7 @@ def test_a_page_is_written_at_the_end_and_on_demand(
     Path("s/index.html").mkdir()  # what is in the way of the page does not undo the sweep
     assert main(["sweep", str(file), "--folder", "s"]) == 0
     shown = capsys.readouterr()
-    assert not list(Path("s").glob("*.tmp"))
+    assert not list(Path("s").glob("*.partial"))
     assert "no page:" in shown.err and "page  " not in shown.out and "sweep   s" in shown.out
 
 
