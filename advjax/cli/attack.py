@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from advjax.cli.console import Console, table
+from advjax.aligned_text import ruled
+from advjax.cli.console import Console
 from advjax.cli.options import Budget, Method, Run, Which, attack_of
 from advjax.cli.parsing import UsageError, parse
 from advjax.cli.predict import logits_of, run_and_images, softmax
@@ -95,7 +96,7 @@ def main(args: Sequence[str]) -> None:
         for f in found
     ]
     header = ["image", "before", "after", "after as PNG", *norms]
-    console.say(table(header, rows))
+    console.say(ruled(header, rows))
     for f in found:
         height, width = run.input_shape[:2]
         if f["size"] != [height, width]:

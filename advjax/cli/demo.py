@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from advjax.cli.console import Console, table
+from advjax.aligned_text import ruled
+from advjax.cli.console import Console
 from advjax.cli.parsing import parse
 
 if TYPE_CHECKING:
@@ -68,7 +69,7 @@ def main(args: Sequence[str]) -> None:
     seconds = time.monotonic() - began
     rows = _rows(curves)
     console.say(f"{len(test)} test images, accuracy in % with 95 % intervals, images in [0, 1]")
-    console.say(table(["attack", "eps", *NAMES.values(), "difference"], [_shown(r) for r in rows]))
+    console.say(ruled(["attack", "eps", *NAMES.values(), "difference"], [_shown(r) for r in rows]))
     console.say(f"\nreport  {report}   ({seconds:.0f} s)")
     console.say(f"try     advjax attack {image} --run {options.out / 'robust'} --eps {EPS}")
     console.result(

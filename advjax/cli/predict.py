@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from advjax.cli.console import Console, table
+from advjax.aligned_text import ruled
+from advjax.cli.console import Console
 from advjax.cli.options import Run, Which, load_run
 from advjax.cli.parsing import UsageError, parse
 
@@ -75,7 +76,7 @@ def main(args: Sequence[str]) -> None:
         shown = [f"{run.class_name(int(k))} {100 * share[k]:.2f} %" for k in order[: options.top]]
         rows.append([str(path), *shown])
     width = max(len(row) for row in rows)
-    console.say(table(["image", "class", *[""] * (width - 2)], rows))
+    console.say(ruled(["image", "class", *[""] * (width - 2)], rows))
     console.result({"run": str(run.folder), "checkpoint": options.checkpoint, "images": found})
 
 

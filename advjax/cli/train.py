@@ -11,6 +11,7 @@ from typing import Any
 
 import tyro
 
+from advjax.aligned_text import ruled
 from advjax.cli.console import Console
 from advjax.cli.parsing import UsageError, parse
 from advjax.experiment import SHAPE, Experiment, load_experiment
@@ -182,14 +183,12 @@ def _accuracies(metrics: Mapping[str, float], prefix: str, n: int) -> dict[str, 
 
 def _table(rows: dict[str, dict[str, Any]]) -> str:
     """One line per row, one column per accuracy, with 95 % intervals."""
-    from advjax.cli.console import table
-
     names = list(dict.fromkeys(name for found in rows.values() for name in found))
     cells = [
         [row, *(percent(found[name]) if name in found else "" for name in names)]
         for row, found in rows.items()
     ]
-    return table(["", *names], cells)
+    return ruled(["", *names], cells)
 
 
 def percent(accuracy: Any) -> str:

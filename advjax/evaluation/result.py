@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from advjax.aligned_text import ruled
 from advjax.evaluation.draws import Shares
 from advjax.evaluation.statistics import Accuracy, wilson_over_draws
 from advjax.files import whole_file
@@ -212,17 +213,7 @@ class Evaluation:
 
     def table(self) -> str:
         """The accuracies with their intervals and what each attack cost, as aligned text."""
-        header, rows = self.rows()
-        widths = [max(len(row[i]) for row in (header, *rows)) for i in range(len(header))]
-        lines = []
-        for row in (header, *rows):
-            first, *others = (
-                cell.ljust(width) if i == 0 else cell.rjust(width)
-                for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-            )
-            lines.append("  ".join([first, *others]).rstrip())
-        lines.insert(1, "-" * max(map(len, lines)))
-        return "\n".join(lines)
+        return ruled(*self.rows())
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes ``path.npz`` (arrays) and ``path.json`` (summary), each whole or not at all."""

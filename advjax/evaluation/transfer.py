@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from advjax.aligned_text import aligned
 from advjax.attacks import Attack
 from advjax.attacks.transferred import quantised
 from advjax.data import to_float
@@ -95,14 +96,7 @@ class TransferMatrix:
         body = [("source \\ target", *self.targets)]
         body += [(name, *row) for name, row in zip(self.sources, cells, strict=True)]
         body += [("clean accuracy", *(percent(self.accuracy(t).value) for t in self.targets))]
-        widths = [max(len(row[i]) for row in body) for i in range(len(body[0]))]
-        lines = [
-            "  ".join(
-                cell.rjust(width) if i else cell.ljust(width)
-                for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-            )
-            for row in body
-        ]
+        lines = aligned(body)
         rule = "-" * len(lines[0])
         said = f"{_SHOWN[show]}; {len(self.y)} images"
         return "\n".join([said, lines[0], rule, *lines[1:-1], rule, lines[-1]])

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from advjax.aligned_text import aligned
 from advjax.files import whole_file
 from advjax.sweeps.grid import canonical
 from advjax.sweeps.store import Cell
@@ -119,17 +120,8 @@ class Table:
     def text(self) -> str:
         """Aligned, for a terminal, with a line that says what is shown."""
         head, body = self.header(), self.lines()
-        widths = [max(len(line[i]) for line in (*head, *body)) for i in range(len(body[0]))]
-        n = max(len(self.row_axes), 1)
-
-        def one(line: Sequence[str]) -> str:
-            cells = [c.ljust(w) if i < n else c.rjust(w) for i, (c, w) in enumerate(
-                zip(line, widths, strict=True))]  # fmt: skip
-            return "  ".join(cells).rstrip()
-
-        shown = [one(line) for line in head]
-        shown.append("-" * (sum(widths) + 2 * len(widths) - 2))
-        shown += [one(line) for line in body]
+        shown = aligned([*head, *body], left=max(len(self.row_axes), 1))
+        shown.insert(len(head), "-" * max(map(len, shown)))
         over = f", mean and standard error over {', '.join(self.over)}" if self.over else ""
         unit = " in percent" if self.percent else ""
         return "\n".join([f"{self.metric}{unit}{over}", *shown])

@@ -1,11 +1,11 @@
-"""Progress in logs, tables, warnings."""
+"""Progress in logs, warnings."""
 
 from __future__ import annotations
 
 import pytest
 
 from advjax.cli import console
-from advjax.cli.console import Console, table
+from advjax.cli.console import Console
 
 
 def test_progress_in_a_log_is_a_line_now_and_then_and_the_last_one(
@@ -34,12 +34,3 @@ def test_only_the_json_object_goes_to_stdout(capsys: pytest.CaptureFixture[str])
     assert (out, err) == ('{"a": 1}\n', "a remark\n")
     Console().result({"a": 1})
     assert capsys.readouterr().out == ""
-
-
-def test_tables_are_aligned() -> None:
-    assert table(["", "x"], [["long name", "1"], ["b", "22"]]).splitlines() == [
-        "            x",
-        "-------------",
-        "long name   1",
-        "b          22",
-    ]
