@@ -54,16 +54,17 @@ except SweepError as error:
 
 # sbatch, srun, sacct and scancel of a cluster of one machine without limits.
 FAKE = """#!{python}
-import os, re, signal, subprocess, sys
+import os, shutil, signal, subprocess, sys
 from pathlib import Path
 
 name, args, jobs = Path(sys.argv[0]).name, sys.argv[1:], Path(sys.argv[0]).parent / "jobs"
 if name == "sbatch":
     job = str(1000 + len(list(jobs.glob("*.state"))))
     (jobs / f"{{job}}.state").write_text("RUNNING")
+    script = shutil.copy(args[0], jobs / f"{{job}}.sh")  # submitit renames its file after this
     end = f"s=COMPLETED || s=FAILED; echo $s > {{jobs}}/{{job}}.state"
     run = subprocess.Popen(
-        ["bash", "-c", f"bash {{args[0]}} && {{end}}"], process_group=0,
+        ["bash", "-c", f"bash {{script}} && {{end}}"], process_group=0,
         env={{**os.environ, "SLURM_JOB_ID": job}},
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )
