@@ -6,13 +6,15 @@ import dataclasses
 import hashlib
 import re
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
 from advjax.training.checkpoint import arrays_of
 
@@ -84,6 +86,35 @@ def describe_optimizer(optimizer: optax.GradientTransformation, params: Any) -> 
         updates, state = optimizer.update(grads, optimizer.init(params), params)
         return optax.apply_updates(params, updates), state
 
-    text = str(jax.make_jaxpr(update)(params, params))
-    text = re.sub(r" at 0x[0-9a-f]+", "", text)
+    text = program_text(update, params, params)
     return "sha256:" + hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def program_text(function: Callable[..., Any], *args: Any) -> str:
+    """What a function computes as text, with the numbers of the arrays that it closes over."""
+    program = jax.make_jaxpr(function)(*args)
+    text = re.sub(r" at 0x[0-9a-f]+", "", str(program))
+    return "\n".join([text, *map(repr, _constants(program))])
+
+
+def _constants(program: ClosedJaxpr | Jaxpr) -> Iterator[tuple[Any, ...]]:
+    """Shape, type and bytes of the arrays in a program, of which its text has the names alone."""
+    arrays = []
+    if isinstance(program, ClosedJaxpr):
+        arrays, program = list(program.consts), program.jaxpr
+    for equation in program.eqns:
+        arrays += [v.val for v in equation.invars if isinstance(v, Literal) and np.ndim(v.val)]
+        for inner in jax.tree.leaves(list(equation.params.values()), is_leaf=_is_program):
+            if _is_program(inner):
+                yield from _constants(inner)
+    for array in arrays:
+        plain = np.asarray(jax.random.key_data(array) if _is_key(array) else array)
+        yield plain.shape, str(plain.dtype), plain.tobytes()
+
+
+def _is_program(value: Any) -> bool:
+    return isinstance(value, (ClosedJaxpr, Jaxpr))
+
+
+def _is_key(array: Any) -> bool:
+    return isinstance(array, jax.Array) and jnp.issubdtype(array.dtype, jax.dtypes.prng_key)

@@ -8,8 +8,8 @@ from typing import Any
 
 import jax
 import numpy as np
-import optax
 
+from advjax.training.describe import program_text
 from advjax.training.parallel import parallel
 from advjax.training.spec import Training
 
@@ -27,15 +27,17 @@ def program_of(training: Training) -> Hashable:
     shape = lambda tree: tuple(
         (path, np.shape(leaf), np.result_type(leaf)) for path, leaf in _leaves(tree)
     )
-    streams = training.streams()
+    streams, params = training.streams(), training.params_shape()
+    state = jax.eval_shape(training.optimizer.init, params)
     return (
         module,
         training.apply,
         jax.tree.structure(training.objective),
-        _update_program(training.optimizer, training.params_shape()),
+        # What the optimiser's state holds is an argument of its update.
+        program_text(training.optimizer.update, params, state, params),
         _values(training.augment),
         shape((training.train.x, training.train.y, streams)),
-        tuple(jax.tree.leaves(jax.tree.map(lambda s: (s.shape, s.dtype), training.params_shape()))),
+        tuple(jax.tree.leaves(jax.tree.map(lambda s: (s.shape, s.dtype), params))),
         training.batch_size,
         training.total_steps,
         training.ema_decay,
@@ -88,12 +90,6 @@ def _compiled(
         data = None if shared else 0
         step = jax.vmap(step, in_axes=(0, None, 0, data, data, data))
     return parallel(step, devices)
-
-
-def _update_program(optimizer: optax.GradientTransformation, params: Any) -> str:
-    """The text of the update with its constants; what the state holds is an argument."""
-    state = jax.eval_shape(optimizer.init, params)
-    return jax.jit(optimizer.update).lower(params, state, params).as_text()
 
 
 def _leaves(tree: Any) -> list[tuple[str, Any]]:

@@ -38,7 +38,7 @@ def test_adversarial_regularisation_is_shown_transfer_beside_white_box(tmp_path,
     experiment, module = loaded("adversarial_regularization", monkeypatch)
     monkeypatch.setitem(module.SETTINGS, "mnist", (0.2, ("l2",)))
     config = experiment.config(
-        data=("mnist",), epochs=1, batch_size=8, steps=2, seeds=(0,), examples=20
+        data=("mnist",), epochs=1, batch_size=8, steps=2, seeds=(0,), examples=40
     )
     found = experiment.main(config, tmp_path)
     plain, regularised = found["rows"]

@@ -9,6 +9,7 @@ import weakref
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -206,6 +207,24 @@ def test_what_is_another_program():
     schedules = [optax.piecewise_constant_schedule(0.1, {5: s}) for s in (0.1, 0.2)]
     plain = [step_training(data, optimizer=optax.sgd(s)) for s in (*schedules, 0.1, 0.2)]
     assert len({program_of(t) for t in plain}) == 4
+    for a, b in zip(closing_over(0.1), closing_over(0.2), strict=True):
+        programs = [program_of(step_training(data, optimizer=optax.sgd(rate))) for rate in (a, b)]
+        assert programs[0] != programs[1]
+        runs = [step_training(data, optimizer=optax.sgd(r)).describe()["optimizer"] for r in (a, b)]
+        assert runs[0] != runs[1]
+    again = [step_training(data, optimizer=optax.sgd(closing_over(0.1)[1])) for _ in range(2)]
+    assert program_of(again[0]) == program_of(again[1])
+
+
+def closing_over(rate):
+    """Learning rates that are arrays, outside and inside what is traced apart."""
+    rates = jnp.asarray([rate, rate / 2])
+    return (
+        jnp.float32(rate),
+        lambda step: rates[step],
+        jax.jit(lambda step: rates[step]),
+        lambda step: jax.lax.cond(step > 1, lambda: rates[0], lambda: rates[1]),
+    )
 
 
 def test_what_cannot_run_together_is_told(tmp_path):
