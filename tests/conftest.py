@@ -1,24 +1,60 @@
 """One strict session: eight virtual CPU devices, fast compiles, no network."""
 
+import gc
 import itertools
 import os
+import platform
+import re
 import socket
+import time
+import zlib
 from pathlib import Path
 from typing import Any
 
 # Before JAX is imported: these are read once.
 os.environ.setdefault("JAX_NUM_CPU_DEVICES", "8")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-if "xla_backend_optimization_level" not in os.environ.get("XLA_FLAGS", ""):
-    # Run time is the same as at the default level 3, compile time a third.
+# Compiling is most of what the tests do, so it is done with the least effort that leaves results
+# alone; processes that a test starts inherit it. ADVJAX_TEST_COMPILER=default compiles as users do.
+_DEFAULT_COMPILER = os.environ.get("ADVJAX_TEST_COMPILER") == "default"
+if not _DEFAULT_COMPILER:
+    os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
     os.environ["XLA_FLAGS"] = (
         os.environ.get("XLA_FLAGS", "") + " --xla_backend_optimization_level=2"
+        " --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
     ).strip()
 
 import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
+
+
+def pytest_configure(config):
+    """Compiled programs are shared by this run's workers and by later runs; not by processes that
+    tests start and kill, which may leave half a file."""
+    if _DEFAULT_COMPILER:
+        return
+    cpu = Path("/proc/cpuinfo")
+    flags = re.search(r"^flags.*", cpu.read_text() if cpu.exists() else "", re.MULTILINE)
+    machine = zlib.crc32(f"{platform.processor()} {flags and flags[0]}".encode())
+    folder = config.rootpath / ".jax_cache" / f"{machine:08x}"
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    if folder.is_dir() and not hasattr(config, "workerinput"):
+        for path in folder.iterdir():
+            if time.time() - path.stat().st_mtime > 7 * 24 * 3600:
+                path.unlink()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item):
+    """Before any fixture: tests marked ``optimised``, whose arithmetic takes longer than their
+    compiling, are compiled with optimisations, and so is what they set up."""
+    if not _DEFAULT_COMPILER:
+        optimised = item.get_closest_marker("optimised") is not None
+        jax.config.update("jax_disable_most_optimizations", not optimised)
 
 
 @pytest.fixture(autouse=True)
@@ -44,12 +80,17 @@ _tests_run = itertools.count(1)
 
 @pytest.fixture(autouse=True)
 def few_programs():
-    """Drops compiled programs before they are too many: each takes some hundred memory maps, of
-    which a process on Linux may have 65,530, and the compilation that exceeds them crashes."""
+    """Drops compiled programs before they are too many: each takes dozens of memory maps, of which
+    a process on Linux may have 65,530, and the compilation that exceeds them crashes.
+
+    Those that stay are frozen: the collector looks at every object of every trace again and again,
+    which made compiling half as slow again."""
     yield
     maps = Path("/proc/self/maps")
     if next(_tests_run) % 5 == 0 and maps.exists() and maps.read_bytes().count(b"\n") > 30_000:
+        gc.unfreeze()
         jax.clear_caches()
+    gc.freeze()
 
 
 @pytest.fixture
@@ -84,10 +125,10 @@ def lenet5(shared):
 
 @pytest.fixture(scope="session")
 def tiny():
-    """A linear model that counts its traces: (model, weights, images [6, 4, 3, 2], labels)."""
+    """A linear model that counts its traces: (model, weights, images [8, 4, 3, 2], labels)."""
     rng = np.random.default_rng(0)
     weights = jnp.asarray(rng.normal(size=(24, 5)), jnp.float32)
-    x = jnp.asarray(rng.uniform(0.1, 0.9, size=(6, 4, 3, 2)), jnp.float32)
+    x = jnp.asarray(rng.uniform(0.1, 0.9, size=(8, 4, 3, 2)), jnp.float32)
     model = jax.tree_util.Partial(linear, weights)
     return model, weights, x, jnp.argmax(model(x), axis=1).astype(jnp.int32)
 

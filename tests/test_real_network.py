@@ -26,7 +26,8 @@ from advjax import (
 from advjax.attacks import _iterate
 
 KEY = jax.random.key(3)
-pytestmark = pytest.mark.xdist_group("real_network")  # one process trains the network, once
+# One process trains the network, once.
+pytestmark = [pytest.mark.xdist_group("real_network"), pytest.mark.optimised]
 
 
 @pytest.fixture(scope="module")

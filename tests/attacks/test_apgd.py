@@ -238,7 +238,7 @@ def test_stops_an_example_at_its_first_adversarial_image(tiny, key):
     assert record.success[0] and record.first_success[0] == 0
     assert (record.forwards[0], record.backwards[0]) == (2, 0)
     fooled = np.asarray(record.success)
-    assert 1 < fooled.sum() < 6, "the eps must fool some only"
+    assert 1 < fooled.sum() < 8, "the eps must fool some only"
     late = fooled & (np.asarray(record.first_success) > 0)
     assert late.any()
     # The image found at iterate n cost a gradient at each of iterates 0 to n.

@@ -94,6 +94,7 @@ def two_classes(weights, x):
     return x.reshape(x.shape[0], -1) @ weights
 
 
+@pytest.mark.optimised
 def test_apgd_fools_what_the_reference_fools(lenet5, shared, key):
     """40 of 500 images, those that AutoAttack's own APGD-CE and APGD-T fool on a robust LeNet.
 

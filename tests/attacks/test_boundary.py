@@ -70,7 +70,7 @@ def test_targets_are_reached_from_images_of_theirs(tiny, key):
     assert (np.asarray(record.distance)[wanted] < 0.7 * far[wanted]).all()
     # Without a start the image is returned.
     model = jax.tree_util.Partial(linear, weights, jnp.array([0, 0, 0, 0, -1e6]))
-    record = attack.run(key, model, x, jnp.full(6, 4, jnp.int32))
+    record = attack.run(key, model, x, jnp.full(8, 4, jnp.int32))
     np.testing.assert_array_equal(record.x_adv, x)
     assert not record.success.any() and (record.distance == 0).all()
     assert (record.forwards == 22).all() and (record.first_success == -1).all()

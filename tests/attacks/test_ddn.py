@@ -37,7 +37,7 @@ def test_is_the_published_algorithm(steps, tiny, key):
     model, weights, x, y = tiny
     model = jax.tree_util.Partial(model.func, 4 * weights)
     record = DDN(steps=steps, levels=None).run(key, model, x, y)
-    flat = np.asarray(x, float).reshape(6, -1)
+    flat = np.asarray(x, float).reshape(8, -1)
     expected = published(4 * np.asarray(weights, float), flat, np.asarray(y), steps)
     np.testing.assert_array_equal(record.success, np.isfinite(expected))
     if steps > 1:
@@ -96,9 +96,10 @@ def test_an_image_that_is_wrong_already_stays_and_costs_one_step(tiny, key):
     np.testing.assert_array_equal(record.x_adv[2], x[2])
     assert record.success[2] and record.distance[2] == 0 and record.first_success[2] == 0
     assert record.forwards[2] == 2 and record.backwards[2] == 1
-    assert (record.backwards[jnp.arange(6) != 2] == 30).all()
+    assert (record.backwards[jnp.arange(8) != 2] == 30).all()
 
 
+@pytest.mark.optimised
 def test_published_weights_at_the_published_distance(lenet5, shared, key):
     """AdverTorch's clean LeNet5: mean L2 of 1.380 over the whole test set, with 1,000 steps."""
     model = lenet5("cln")

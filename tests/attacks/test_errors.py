@@ -19,21 +19,21 @@ def attack_with(tiny, attack=ATTACK, **changed):
 @pytest.mark.parametrize(
     ("changed", "error", "message"),
     [
-        ({"x": np.full((6, 4, 3, 2), 2.0, np.float32)}, ValueError, r"given values from 2 to 2"),
-        ({"x": np.full((6, 4, 3, 2), np.nan, np.float32)}, ValueError, r"given values from nan"),
-        ({"x": np.zeros((6, 4, 3, 2), np.uint8)}, TypeError, r"given uint8.*divide by 255"),
-        ({"x": np.zeros((6, 4, 3, 2), int)}, TypeError, r"given int64; floats"),
+        ({"x": np.full((8, 4, 3, 2), 2.0, np.float32)}, ValueError, r"given values from 2 to 2"),
+        ({"x": np.full((8, 4, 3, 2), np.nan, np.float32)}, ValueError, r"given values from nan"),
+        ({"x": np.zeros((8, 4, 3, 2), np.uint8)}, TypeError, r"given uint8.*divide by 255"),
+        ({"x": np.zeros((8, 4, 3, 2), int)}, TypeError, r"given int64; floats"),
         ({"x": np.float32(0.5)}, ValueError, r"given shape \(\)"),
         ({"x": np.zeros((0, 4, 3, 2), np.float32)}, ValueError, r"B >= 1"),
-        ({"y": np.full(6, 5)}, ValueError, r"given 5 to 5; 0 to 4"),
-        ({"y": np.full(6, -1)}, ValueError, r"given -1 to -1; 0 to 4"),
-        ({"y": np.zeros(6, np.float32)}, TypeError, r"given float32; integers"),
-        ({"y": np.zeros(5, int)}, ValueError, r"given shape \(5,\); \[6\]"),
-        ({"y": np.zeros((6, 5), int)}, ValueError, r"given shape \(6, 5\)"),
+        ({"y": np.full(8, 5)}, ValueError, r"given 5 to 5; 0 to 4"),
+        ({"y": np.full(8, -1)}, ValueError, r"given -1 to -1; 0 to 4"),
+        ({"y": np.zeros(8, np.float32)}, TypeError, r"given float32; integers"),
+        ({"y": np.zeros(5, int)}, ValueError, r"given shape \(5,\); \[8\]"),
+        ({"y": np.zeros((8, 5), int)}, ValueError, r"given shape \(8, 5\)"),
         ({"model": 3}, TypeError, r"given int"),
         ({"model": lambda x: x}, ValueError, r"logits \[B, K\] with K >= 2"),
         ({"model": lambda x: (x, x)}, TypeError, r"returned tuple"),
-        ({"attack": FGSM(ball=Linf([0.1, 0.2]))}, ValueError, r"eps: given shape \(2,\); .*\[6\]"),
+        ({"attack": FGSM(ball=Linf([0.1, 0.2]))}, ValueError, r"eps: given shape \(2,\); .*\[8\]"),
         (
             {"attack": Restarts(attack=PGD(ball=L2(1.0), step_size=np.ones(3, np.float32)))},
             ValueError,
@@ -85,7 +85,7 @@ def test_probabilities_passed_as_logits_are_noticed(tiny, loop):
     name = f"model_{loop}"  # another function: the warning comes once per structure of model
     function = type(softmax_model)(softmax_model.__code__, softmax_model.__globals__, name)
     model = jax.tree_util.Partial(function, weights)
-    with pytest.warns(UserWarning, match="probabilities, not logits: all 6 rows"):
+    with pytest.warns(UserWarning, match="probabilities, not logits: all 8 rows"):
         FGSM(ball=Linf(0.1), **fields)(jax.random.key(0), model, x, y)
 
 

@@ -209,6 +209,7 @@ def test_misclassified_images_stay_and_cost_one_look(problem, key):
     assert (record.forwards == 2).all() and (record.first_success == 0).all()
 
 
+@pytest.mark.optimised
 def test_the_published_mean_distance_on_published_weights(lenet5, shared, key):
     """AdverTorch's benchmark: mean L-inf .1092 after 20 steps, on its normally trained LeNet5."""
     model = lenet5("cln")

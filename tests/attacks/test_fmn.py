@@ -40,7 +40,7 @@ def test_is_the_published_algorithm(tiny, key):
     x = 0.5 + 0.1 * (x - 0.5)  # near the middle of the box
     y = jnp.argmax(model(x), axis=1)
     record = FMN(ball=L2(), steps=30).run(key, model, x, y)
-    flat = np.asarray(x, float).reshape(6, -1)
+    flat = np.asarray(x, float).reshape(8, -1)
     expected = published(np.asarray(weights, float), flat, np.asarray(y), 30)
     assert record.x_adv.min() > 0 and record.x_adv.max() < 1
     assert record.success.all()
@@ -94,13 +94,13 @@ def test_the_first_jump_maximises_the_linear_margin_in_ball_and_box(ball, tiny, 
     y = jnp.argmax(model(x), axis=1)
     attack = FMN(ball=ball, patience=0)
     state = attack.step(0, attack.init(key, model, x, y), model, x, y)
-    moved = np.asarray(state.x_adv - x).reshape(6, -1)
+    moved = np.asarray(state.x_adv - x).reshape(8, -1)
     logits = np.asarray(model(x))
     other = np.argsort(logits, axis=1)[:, -2]
     grad = np.asarray(weights, float)
-    rise = [grad[:, other[n]] - grad[:, y[n]] for n in range(6)]
-    flat, radius = np.asarray(x, float).reshape(6, -1), np.asarray(state.radius)
-    for n in range(6):
+    rise = [grad[:, other[n]] - grad[:, y[n]] for n in range(8)]
+    flat, radius = np.asarray(x, float).reshape(8, -1), np.asarray(state.radius)
+    for n in range(8):
         if isinstance(ball, Linf):
             best = np.clip(flat[n] + radius[n] * np.sign(rise[n]), 0, 1) - flat[n]
         else:
@@ -111,6 +111,7 @@ def test_the_first_jump_maximises_the_linear_margin_in_ball_and_box(ball, tiny, 
         np.testing.assert_allclose(moved[n] @ rise[n], best @ rise[n], rtol=2e-3)
 
 
+@pytest.mark.optimised
 def test_an_adversarially_trained_network_is_fooled(shared, key):
     """Without the jumps, FMN in L2 fools about half of the images of this network."""
     path = shared / "weights" / "mnist_lenet5_adv.pt"

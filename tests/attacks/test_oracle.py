@@ -66,7 +66,7 @@ def test_no_gradient_comes_through(oracle, tiny):
 def test_labels_are_classes_alone(tiny):
     model, _, x, y = tiny
     answer = Labels(model)(x)
-    assert answer.shape == (6,) and answer.dtype == jnp.int32
+    assert answer.shape == (8,) and answer.dtype == jnp.int32
     np.testing.assert_array_equal(answer, y)
     np.testing.assert_array_equal(Scores(model)(x), model(x))
     assert not Labels(model).adversarial(x, y, targeted=False).any()
@@ -164,7 +164,7 @@ def test_fields_that_make_no_sense_are_refused(make, message):
 
 def test_images_that_do_not_fit_are_refused(tiny, key):
     model, _, x, y = tiny
-    with pytest.raises(ValueError, match=r"start: given shape \(4, 3, 2\); \(6, 4, 3, 2\)"):
+    with pytest.raises(ValueError, match=r"start: given shape \(4, 3, 2\); \(8, 4, 3, 2\)"):
         HopSkipJump(queries=10, start=x[0])(key, model, x, y)
     with pytest.raises(ValueError, match=r"basis='dct' takes \[B, H, W, C\]"):
-        SimBA(ball=L2(1.0), basis="dct")(key, model, x.reshape(6, 4, 6), y)
+        SimBA(ball=L2(1.0), basis="dct")(key, model, x.reshape(8, 4, 6), y)

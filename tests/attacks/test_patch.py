@@ -116,11 +116,11 @@ def test_hits_count_the_draws_that_succeed(tiny, key):
     model, _, x, y = tiny
     patch = Patch(pixels=WHITE, scale=(0.5, 0.9))
     hits = patch.hits(key, model, x, y, draws=5)
-    keys = example_keys(key, 6)
+    keys = example_keys(key, 8)
     each = [jax.vmap(jax.random.fold_in, (0, None))(keys, d) for d in range(5)]
     expected = [np.asarray(patch.run(drawn, model, x, y).success, int) for drawn in each]
     np.testing.assert_array_equal(hits, np.sum(expected, axis=0))
-    assert hits.dtype == np.int32 and 0 < hits.sum() < 30
+    assert hits.dtype == np.int32 and 0 < hits.sum() < 40
 
 
 @pytest.mark.parametrize(

@@ -61,7 +61,7 @@ def test_a_query_attack_depends_on_its_key_alone(noisy, key, name):
     """The same again; and in another order, with other neighbours."""
     model, x, y = noisy
     attack = WAYS["eot"](ATTACKS[name]())
-    keys = example_keys(key, 6)
+    keys = example_keys(key, 8)
     record = attack.run(key, model, x, y)
     order = np.array([4, 0, 5])
     mixed = lambda own, new: jnp.concatenate([own[order], new[:3]])
@@ -199,7 +199,7 @@ class NoisyLinear:
 def test_a_model_with_leaves_that_are_no_arrays_still_draws(tiny, key):
     _, weights, x, y = tiny
     noisy = NoisyLinear(weights=weights, activation=jnp.tanh)
-    mixed, keys = as_model(noisy), example_keys(key, 6)
+    mixed, keys = as_model(noisy), example_keys(key, 8)
     assert is_stochastic(mixed)
     np.testing.assert_allclose(mixed(x, key=keys), noisy(x, key=keys), rtol=1e-6)
     assert np.isfinite(PGD(ball=L2(0.3), steps=2)(key, noisy, x, y)).all()

@@ -83,4 +83,4 @@ def test_a_black_box_attack_asks_for_no_gradient(tiny, key):
         if entry.oracle != "gradient":
             ball = registry.ball_of(entry.norms[0], 1.0) if entry.norms else registry.ball_of("l2")
             advjax.replace(entry.make(ball), **small[entry.name])(key, forward, x, y)
-    assert Scores(forward)(x).shape == (6, 5) and Labels(forward)(x).shape == (6,)
+    assert Scores(forward)(x).shape == (8, 5) and Labels(forward)(x).shape == (8,)

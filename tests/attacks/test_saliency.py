@@ -84,7 +84,7 @@ def test_steps_are_the_published_ones(theta, tiny, key):
     attack = JSMA(ball=L0(14), theta=theta, probabilities=False, targeted=True)
     record = attack.run(key, model, x, target)
     reached = 0
-    for i in range(6):
+    for i in range(8):
         image, used = published(
             np.asarray(weights, np.float64), np.asarray(x[i]).ravel(), int(target[i]), theta, 7
         )
@@ -138,8 +138,8 @@ def test_untargeted_keeps_the_fewest_features_of_all_targets(tiny, key):
 def test_every_target_is_all_of_them_in_turn(tiny, key):
     model, _, x, y = tiny
     targets, record = every_target(JSMA(ball=L0(20), theta=0.3), key, model, x, y)
-    assert targets.shape == record.success.shape == (4, 6) and record.x_adv.shape == (4, *x.shape)
-    for i in range(6):
+    assert targets.shape == record.success.shape == (4, 8) and record.x_adv.shape == (4, *x.shape)
+    for i in range(8):
         assert sorted(targets[:, i].tolist()) == sorted(set(range(5)) - {int(y[i])})
     for images, wanted, success in zip(record.x_adv, targets, record.success, strict=True):
         np.testing.assert_array_equal(jnp.argmax(model(images), axis=1) == wanted, success)
@@ -161,10 +161,10 @@ def test_probabilities_give_the_softmax_jacobian(tiny, key):
     target = (y + 1) % 5
     attack = JSMA(upsilon=1, theta=1, steps=1, targeted=True)
     x_adv = attack(key, model, x, target)
-    chance = lambda x: jnp.sum(jax.nn.softmax(model(x))[jnp.arange(6), target])
-    grad = np.asarray(jax.grad(chance)(x)).reshape(6, -1)
-    changed = np.asarray(x_adv != x).reshape(6, -1)
-    for i in range(6):
+    chance = lambda x: jnp.sum(jax.nn.softmax(model(x))[jnp.arange(8), target])
+    grad = np.asarray(jax.grad(chance)(x)).reshape(8, -1)
+    changed = np.asarray(x_adv != x).reshape(8, -1)
+    for i in range(8):
         assert set(np.flatnonzero(changed[i])) == set(np.argsort(-grad[i])[:2])
 
 

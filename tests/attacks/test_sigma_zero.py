@@ -41,7 +41,7 @@ def published(weights, x, y, steps):
 def test_is_the_published_algorithm(tiny, key):
     model, weights, x, y = tiny
     record = SigmaZero(steps=60).run(key, model, x, y)
-    flat = np.asarray(x, float).reshape(6, -1)
+    flat = np.asarray(x, float).reshape(8, -1)
     expected = published(np.asarray(weights, float), flat, np.asarray(y), 60)
     assert record.success.all() and expected.max() > 1
     np.testing.assert_array_equal(record.distance, expected)

@@ -34,13 +34,13 @@ def test_every_direction_comes_once_in_an_order_of_the_examples_own(tiny, key):
         (SimBA(ball=L2(1.0), basis="dct", freq_dims=2), 8),
         (SimBA(ball=L2(1.0), queries=5), 5),
     ):
-        order = np.asarray(attack._order(example_keys(key, 6), x)[0])
-        assert order.shape == (6, count)
+        order = np.asarray(attack._order(example_keys(key, 8), x)[0])
+        assert order.shape == (8, count)
         assert all(len(set(row)) == count for row in order)
-        assert order.max() < 24 and len({tuple(row) for row in order}) == 6
+        assert order.max() < 24 and len({tuple(row) for row in order}) == 8
     mask = np.zeros(x.shape[1:], np.float32)
     mask[1:3] = 1
-    order, available = SimBA(ball=L2(1.0, mask=mask))._order(example_keys(key, 6), x)
+    order, available = SimBA(ball=L2(1.0, mask=mask))._order(example_keys(key, 8), x)
     assert (available == 12).all()
     assert mask.ravel()[np.asarray(order)[:, :12]].all()
 
@@ -49,7 +49,7 @@ def test_steps_and_queries_are_the_papers(tiny, key):
     """Against the algorithm in NumPy: minus first, one query where it helps, two where not."""
     model, weights, x, y = tiny
     attack = SimBA(ball=L2(0.8), queries=30)
-    orders = np.asarray(attack._order(example_keys(key, 6), x)[0])
+    orders = np.asarray(attack._order(example_keys(key, 8), x)[0])
     record = attack.run(key, model, x, y)
 
     def loss(image, label):
@@ -57,7 +57,7 @@ def test_steps_and_queries_are_the_papers(tiny, key):
         others = np.delete(logits, label)
         return np.log(np.sum(np.exp(others))) - logits[label], logits.argmax() != label
 
-    for row in range(6):
+    for row in range(8):
         clean, label = np.asarray(x[row], np.float64), int(y[row])
         image, used, (best, done) = clean, 1, loss(clean, label)
         for which in orders[row]:

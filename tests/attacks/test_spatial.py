@@ -63,10 +63,10 @@ def test_the_grid_is_searched_whole_and_the_worst_is_kept(tiny, key):
     model, _, x, y = tiny
     angles, shifts = np.linspace(-5, 5, 3), np.linspace(-0.1, 0.1, 3)
     every = [moved(x, *point) for point in itertools.product(angles, shifts, shifts)]
-    logits = np.asarray(model(np.concatenate(every))).reshape(27, 6, 5)
+    logits = np.asarray(model(np.concatenate(every))).reshape(27, 8, 5)
     fooled = logits.argmax(axis=-1) != y
-    loss = np.log(np.exp(logits).sum(axis=-1)) - logits[:, np.arange(6), y]
-    assert 0 < fooled.any(axis=0).sum() < 6  # some stand all transformations
+    loss = np.log(np.exp(logits).sum(axis=-1)) - logits[:, np.arange(8), y]
+    assert 0 < fooled.any(axis=0).sum() < 8  # some stand all transformations
     fields = {"max_shift": 0.1, "max_rotation": 5, "shifts": 3, "rotations": 3}
     record = Spatial(early_stop=False, **fields).run(key, model, x, y)
     np.testing.assert_array_equal(record.success, fooled.any(axis=0))
@@ -91,12 +91,12 @@ def test_more_draws_contain_fewer_and_limits_may_be_per_image(tiny, key):
     model, _, x, y = tiny
     few, many = (Spatial(draws=n, max_shift=1).run(key, model, x, y) for n in (2, 8))
     assert (many.success >= few.success).all()
-    limits = np.float32([0, 2, 0, 2, 2, 2])
+    limits = np.float32([0, 2, 0, 2, 2, 2, 2, 2])
     attack = Spatial(draws=3, max_shift=limits, max_rotation=0, early_stop=False)
     record = attack.run(key, model, x, y)
     np.testing.assert_array_equal(record.x_adv[::2][:2], x[::2][:2])
     alone = Spatial(draws=3, max_shift=2, max_rotation=0, early_stop=False)
-    one = alone(example_keys(key, 6)[3:4], model, x[3:4], y[3:4])[0]
+    one = alone(example_keys(key, 8)[3:4], model, x[3:4], y[3:4])[0]
     np.testing.assert_allclose(one, record.x_adv[3], atol=1e-6)
 
 
@@ -129,6 +129,6 @@ def test_what_it_does_not_take_is_refused(fields):
 def test_what_does_not_fit_the_images_is_refused(tiny, key):
     model, _, x, y = tiny
     with pytest.raises(ValueError, match=r"\[B, H, W, C\] is taken"):
-        Spatial()(key, model, x.reshape(6, -1), y)
+        Spatial()(key, model, x.reshape(8, -1), y)
     with pytest.raises(ValueError, match="one per image"):
         Spatial(max_shift=[1, 2])(key, model, x, y)

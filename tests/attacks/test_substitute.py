@@ -256,7 +256,7 @@ def test_it_keeps_what_every_attack_promises(ball, levels, tiny, source, key):
     np.testing.assert_array_equal(record.success, np.argmax(model(record.x_adv), 1) != y)
     np.testing.assert_array_equal(record.x_adv, attack(key, model, x, y))
     order = np.array([4, 0, 5, 2, 1, 3])
-    other = attack.run(example_keys(key, 6)[order], model, x[order], y[order])
+    other = attack.run(example_keys(key, 8)[order], model, x[order], y[order])
     np.testing.assert_allclose(record.x_adv[order], other.x_adv, atol=1e-6)
     np.testing.assert_array_equal(record.success[order], other.success)
 

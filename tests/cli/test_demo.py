@@ -9,6 +9,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from advjax.cli import demo
 
 SHORT = """
@@ -19,6 +21,7 @@ sys.exit(main(["demo", "--out", sys.argv[1], "--json"]))
 """
 
 
+@pytest.mark.slow
 def test_the_demo_writes_table_report_and_two_runs(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", SHORT, str(tmp_path)],

@@ -171,7 +171,7 @@ def test_an_attack_is_stopped_by_rounding_alone_and_goes_through_the_adaptive_mo
 
 def test_a_randomised_model_may_be_behind_it(tiny, key):
     model, _, x, _ = tiny
-    keys, inner = example_keys(key, 6), Smoothed(model, 0.1)
+    keys, inner = example_keys(key, 8), Smoothed(model, 0.1)
     both = Preprocessed(inner, BitDepth(3))
     assert is_stochastic(both) and not is_stochastic(Preprocessed(model, BitDepth(3)))
     np.testing.assert_array_equal(both(x, key=keys), inner(BitDepth(3)(x), key=keys))

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import flax.linen as nn
 import jax
+import pytest
 
 from advjax.experiment import load_experiment
 from advjax.sweeps import Here, Processes, sweep, tabulate
@@ -22,6 +23,7 @@ class Counted(nn.Module):
         return nn.Dense(10)(x.reshape(x.shape[0], -1))
 
 
+@pytest.mark.slow
 def test_all_radii_seeds_and_networks_are_one_trace_of_each_attack(tmp_path, monkeypatch):
     experiment = sweep_cell.loaded(str(PATH))
     monkeypatch.setitem(experiment.main.__globals__, "create", lambda *_, **__: Counted())
@@ -48,6 +50,7 @@ def test_all_radii_seeds_and_networks_are_one_trace_of_each_attack(tmp_path, mon
         assert cell.metrics["low"] <= cell.metrics["robust"] <= cell.metrics["high"]
 
 
+@pytest.mark.slow
 def test_workers_wait_for_the_one_that_trains(tmp_path):
     experiment = load_experiment(PATH)
     base = experiment.config(runs=tmp_path / "runs", epochs=3, examples=20)

@@ -24,6 +24,7 @@ def loaded(name, monkeypatch):
     return experiment, module
 
 
+@pytest.mark.slow
 def test_the_substitute_study_counts_its_queries(tmp_path, monkeypatch):
     experiment, _ = loaded("blackbox_substitute", monkeypatch)
     config = experiment.config(
@@ -73,6 +74,7 @@ def test_soft_neighbours_answer_as_neighbours_do(monkeypatch):
     assert np.isfinite(jax.grad(lambda x: soft(x).sum())(x)).all()
 
 
+@pytest.mark.slow
 def test_the_transfer_study_has_all_techniques_on_both_axes(tmp_path, monkeypatch):
     experiment, _ = loaded("transfer_matrix", monkeypatch)
     config = experiment.config(

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import jax
+import pytest
 
 from advjax.experiment import load_experiment
 from advjax.training import fit
@@ -19,6 +20,7 @@ def loaded(name, monkeypatch):
     return experiment, module
 
 
+@pytest.mark.slow
 def test_certificates_are_set_against_the_attacks(tmp_path, monkeypatch):
     experiment, _ = loaded("interval_bounds", monkeypatch)
     config = experiment.config(

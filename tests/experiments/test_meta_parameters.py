@@ -85,6 +85,7 @@ def test_the_grids_are_the_studys(study):
         experiment.grid(experiment.config(table="small"))
 
 
+@pytest.mark.slow
 def test_cells_run_and_share_programs(study, tmp_path, monkeypatch):
     experiment, _ = study
     monkeypatch.setattr("advjax.sweeps.cell.loaded", lambda path: experiment)
@@ -148,8 +149,11 @@ def test_claims_are_told_true_only_where_they_are(study, monkeypatch):
     assert few.count("untested") == len(module.CLAIMS) - 1
 
 
-def test_the_full_table_is_told_block_by_block_and_by_its_dropout_at_the_larger_batch(study):
+def test_the_full_table_is_told_block_by_block_and_by_its_dropout_at_the_larger_batch(
+    study, monkeypatch
+):
     _, module = study
+    monkeypatch.setattr(module, "_gigabytes", lambda *network: 0.0)  # traces the largest networks
     made_up = lambda c: as_published(c) if c.blocks == 4 else 0.3
     text = module.findings(cells_of(module, made_up, table="full"))
     found = text.partition("\nBetween")[0].splitlines()
@@ -172,6 +176,7 @@ def test_effects_are_those_between_cells_that_differ_in_nothing_else(study):
     assert any(name.startswith("network") for name in found)
 
 
+@pytest.mark.slow
 def test_what_was_out_of_memory_is_predicted_to_need_more(study):
     _, module = study
     wide, narrow = module.KO[3], module.RAN[3]

@@ -36,6 +36,7 @@ def loaded(name, monkeypatch):
     return experiment, module
 
 
+@pytest.mark.slow
 def test_every_objective_gets_the_same_passes(tmp_path, monkeypatch):
     experiment, module = loaded("objectives", monkeypatch)
     config = experiment.config(passes=1440, batch_size=10, validation=8, seeds=(0,), examples=4)
@@ -93,6 +94,7 @@ def test_by_default_it_is_the_network_of_the_papers(monkeypatch):
     assert sum(int(np.prod(p.shape)) for p in jax.tree.leaves(params)) > 11e6
 
 
+@pytest.mark.slow
 def test_the_study_of_catastrophic_overfitting_has_its_arms(tmp_path, monkeypatch):
     experiment, _ = loaded("catastrophic_overfitting", monkeypatch)
     config = experiment.config(size=40, epochs=1, batch_size=20, seeds=(0,), examples=8)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import pytest
 
 from advjax.data import Dataset
 from advjax.experiment import load_experiment
@@ -34,6 +35,7 @@ def loaded(name, monkeypatch):
     return experiment, module
 
 
+@pytest.mark.slow
 def test_adversarial_regularisation_is_shown_transfer_beside_white_box(tmp_path, monkeypatch):
     experiment, module = loaded("adversarial_regularization", monkeypatch)
     monkeypatch.setitem(module.SETTINGS, "mnist", (0.2, ("l2",)))
@@ -49,6 +51,7 @@ def test_adversarial_regularisation_is_shown_transfer_beside_white_box(tmp_path,
     assert len(found["table"].splitlines()) == 3
 
 
+@pytest.mark.slow
 def test_the_study_of_fgsm_training_has_its_controls(tmp_path, monkeypatch):
     experiment, _ = loaded("fgsm_training", monkeypatch)
     config = experiment.config(epochs=1, batch_size=8, seeds=(0,), strong_examples=8)
@@ -58,6 +61,7 @@ def test_the_study_of_fgsm_training_has_its_controls(tmp_path, monkeypatch):
     assert len(found["table"].splitlines()) == 5
 
 
+@pytest.mark.slow
 def test_the_study_of_ensembles_judges_on_a_network_that_no_arm_saw(tmp_path, monkeypatch):
     experiment, module = loaded("ensemble_adversarial", monkeypatch)
     config = experiment.config(epochs=1, batch_size=8, train_examples=40, seeds=(0,), steps=2)
@@ -79,6 +83,7 @@ def test_random_signs_move_every_pixel_by_eps(monkeypatch):
     assert (noisy[0] != noisy[1]).any() and (noisy[0] > 1).any() and (noisy[0] < 0.9).any()
 
 
+@pytest.mark.slow
 def test_the_study_of_controls_has_every_arm_at_every_radius(tmp_path, monkeypatch):
     experiment, _ = loaded("dropout_and_weight_decay", monkeypatch)
     config = experiment.config(epochs=1, batch_size=8, queries=2, seeds=(0,), examples=8)

@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from advjax.data import Dataset
 from advjax.experiment import load_experiment
@@ -11,6 +12,7 @@ from advjax.experiment import load_experiment
 FILE = Path(__file__).parents[2] / "experiments" / "retraining.py"
 
 
+@pytest.mark.slow
 def test_a_round_is_measured_on_training_and_test_images(tmp_path, monkeypatch):
     experiment = load_experiment(FILE)
     module = sys.modules["advjax_experiment_retraining"]

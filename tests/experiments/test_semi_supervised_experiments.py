@@ -6,6 +6,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import pytest
 
 from advjax.data import load
 from advjax.experiment import load_experiment
@@ -21,6 +22,7 @@ def loaded(name, monkeypatch):
     return partial(experiment.config, data="digits", seeds=(0,)), experiment.main, module
 
 
+@pytest.mark.slow
 def test_virtual_adversarial_training_has_both_arms(tmp_path, monkeypatch):
     config, main, module = loaded("virtual_adversarial_training", monkeypatch)
     few = module.labelled(load("digits", "train"), 30, seed=1)
@@ -32,6 +34,7 @@ def test_virtual_adversarial_training_has_both_arms(tmp_path, monkeypatch):
     assert len(found["table"].splitlines()) == 3
 
 
+@pytest.mark.slow
 def test_domain_adaptation_has_three_arms(tmp_path, monkeypatch):
     config, main, module = loaded("domain_adaptation", monkeypatch)
     digits = load("digits", "test").subset(20)
@@ -43,6 +46,7 @@ def test_domain_adaptation_has_three_arms(tmp_path, monkeypatch):
     assert len(found["table"].splitlines()) == 4
 
 
+@pytest.mark.slow
 def test_graph_regularization_trains_on_the_labelled_share(tmp_path, monkeypatch):
     config, main, module = loaded("graph_regularization", monkeypatch)
     small = config(size=200, share=0.1, epochs=1, batch_size=10)

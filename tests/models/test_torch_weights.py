@@ -194,6 +194,8 @@ def test_a_network_in_pytorch_layout_gives_the_same_logits():
     np.testing.assert_allclose(model(jnp.asarray(x)), expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
+@pytest.mark.optimised
 def test_published_weights_have_the_published_figures(shared):
     """AdverTorch's pair: clean 98.89 and 98.64 %; FGSM .3 leaves .72 and 96.52 %, PGD-40 without
     a start 0.00 and 93.29 % (a sample of 500 here).

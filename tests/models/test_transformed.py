@@ -21,9 +21,9 @@ def shifted(key, x):
 
 def test_every_image_is_transformed_by_its_own_key(tiny, key):
     model, _, x, _ = tiny
-    keys = example_keys(key, 6)
+    keys = example_keys(key, 8)
     whole = Transformed(model, shifted)(x, key=keys)
-    for i in range(6):
+    for i in range(8):
         shift = jax.random.randint(jax.random.fold_in(keys[i], 0), (), 0, 4)
         seen = jnp.roll(x[i], shift, axis=0)
         np.testing.assert_allclose(whole[i], model(seen[None])[0], rtol=1e-5)
@@ -33,7 +33,7 @@ def test_every_image_is_transformed_by_its_own_key(tiny, key):
 def test_a_randomised_model_behind_it_has_draws_of_its_own(tiny, key):
     model, _, x, _ = tiny
     twice = Transformed(Transformed(model, shifted), shifted)
-    keys = example_keys(key, 6)
+    keys = example_keys(key, 8)
     fold = jax.vmap(jax.random.fold_in, (0, None))
     outer = jax.vmap(shifted)(fold(keys, 0), x)
     expected = Transformed(model, shifted)(outer, key=fold(keys, 1))
@@ -102,7 +102,7 @@ def test_a_transform_may_be_a_pytree(tiny, key):
             return noise(self.sigma, key, x)
 
     model, _, x, _ = tiny
-    keys = example_keys(key, 6)
+    keys = example_keys(key, 8)
     ours = Transformed(model, Noise(sigma=0.2))
     other = Transformed(model, jax.tree_util.Partial(noise, 0.2))
     np.testing.assert_array_equal(ours(x, key=keys), other(x, key=keys))

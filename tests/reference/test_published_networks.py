@@ -18,7 +18,7 @@ from advjax import (
 )
 
 KEY = jax.random.key(0)
-pytestmark = pytest.mark.xdist_group("published_networks")
+pytestmark = [pytest.mark.slow, pytest.mark.optimised]
 
 
 @pytest.fixture(scope="module")

@@ -37,6 +37,7 @@ def main(config, run_dir):
 '''
 
 
+@pytest.mark.slow
 def test_twenty_killed_workers_change_nothing(tmp_path):
     path = tmp_path / "counting.py"
     path.write_text(CELL)
@@ -81,6 +82,7 @@ def start(experiment, folder):
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_killed_driver_goes_on_and_half_done_cells_resume(digits, tmp_path):
     digits.write_text(
         digits.read_text()

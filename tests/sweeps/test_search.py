@@ -72,6 +72,7 @@ def test_the_lowest_is_found_too(valley, tmp_path):
     assert search.ranked(cells)[0].config["momentum"] < 0.05
 
 
+@pytest.mark.slow
 def test_a_killed_search_goes_on_to_the_same_cells(valley, tmp_path):
     search = Search({**AXES, "sleep": (0.05,)}, 25, "score", seed=3)
     straight = sweep(valley, tmp_path / "straight", grid=search)
@@ -157,6 +158,7 @@ def build(config):
 '''
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("together", [1, 4])
 def test_bad_trainings_are_stopped_and_good_ones_end(together, tmp_path):
     path = tmp_path / "digits.py"

@@ -226,6 +226,7 @@ def test_cells_that_do_not_fit_are_told_before_they_are_tried(digits, tmp_path):
     assert not (tmp_path / "s" / "cells" / cells[0].name / "run").exists()
 
 
+@pytest.mark.slow
 def test_cells_that_run_together_end_as_they_do_in_turn(digits, tmp_path):
     digits.write_text(
         digits.read_text()

@@ -86,6 +86,7 @@ def test_two_processes_train_what_one_does(alone, tmp_path):
     compare(alone, tmp_path)
 
 
+@pytest.mark.slow
 def test_a_signal_to_one_of_them_stops_both_and_they_resume(alone, tmp_path):
     running = start(tmp_path / "run", 2, seconds=0.05)
     wait_for_rows(tmp_path / "run", 12, running)
@@ -98,6 +99,7 @@ def test_a_signal_to_one_of_them_stops_both_and_they_resume(alone, tmp_path):
     compare(alone, tmp_path)
 
 
+@pytest.mark.slow
 def test_a_killed_process_ends_the_run_and_it_resumes(alone, tmp_path):
     running = start(tmp_path / "run", 2, seconds=0.05)
     wait_for_rows(tmp_path / "run", 30, running)

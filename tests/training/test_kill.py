@@ -48,6 +48,7 @@ def leaves(result):
     return [np.asarray(v) for v in jax.tree.leaves((result.last.model, result.best.model))]
 
 
+@pytest.mark.slow
 def test_killed_and_stopped_runs_end_bit_identical_to_an_undisturbed_one(tmp_path):
     from digits_run import run
 
