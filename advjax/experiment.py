@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.machinery
 import importlib.util
 import inspect
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import CodeType
 from typing import Any
 
 SHAPE = (
@@ -46,6 +48,14 @@ class Experiment:
         return self.main is not None and "progress" in inspect.signature(self.main).parameters
 
 
+class _Source(importlib.machinery.SourceFileLoader):
+    """Compiles the file as it is now. Python keeps bytecode by the file's size and its time in
+    whole seconds, and so would run what stood there before a quick edit of one digit."""
+
+    def get_code(self, fullname: str) -> CodeType:
+        return self.source_to_code(self.get_data(self.path), self.path)
+
+
 def load_experiment(path: Path) -> Experiment:
     """Imports the file and checks that it is an experiment.
 
@@ -55,14 +65,16 @@ def load_experiment(path: Path) -> Experiment:
     path = Path(path)
     if not path.is_file():
         raise ExperimentError(f"no experiment file {path}")
-    spec = importlib.util.spec_from_file_location(f"advjax_experiment_{path.stem}", path)
-    if spec is None or spec.loader is None:
+    name = f"advjax_experiment_{path.stem}"
+    loader = _Source(name, str(path))
+    spec = importlib.util.spec_from_file_location(name, path, loader=loader)
+    if spec is None or path.suffix != ".py":
         raise ExperimentError(f"{path} is no Python file; {SHAPE}")
     module = importlib.util.module_from_spec(spec)
     # Annotations of the dataclass are resolved through sys.modules.
     sys.modules[spec.name] = module
     try:
-        spec.loader.exec_module(module)
+        loader.exec_module(module)
     except Exception as error:
         del sys.modules[spec.name]
         raise ExperimentError(f"{path} does not import: {type(error).__name__}: {error}") from error

@@ -1,6 +1,7 @@
 """One strict session: eight virtual CPU devices, fast compiles, no network."""
 
 import gc
+import importlib.metadata
 import itertools
 import os
 import platform
@@ -19,10 +20,10 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 _DEFAULT_COMPILER = os.environ.get("ADVJAX_TEST_COMPILER") == "default"
 if not _DEFAULT_COMPILER:
     os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
-    os.environ["XLA_FLAGS"] = (
-        os.environ.get("XLA_FLAGS", "") + " --xla_backend_optimization_level=2"
-        " --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
-    ).strip()
+    _FLAGS = "--xla_backend_optimization_level=2 --xla_cpu_parallel_codegen_split_count=1"
+    if importlib.metadata.version("jaxlib").startswith("0.10."):  # unknown to later ones, which end
+        _FLAGS += " --xla_cpu_use_fusion_emitters=false"
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_FLAGS}".strip()
 
 import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+from linear import affine
 
 from advjax import L2, Targeted, margin, replace
 from advjax.attacks import _iterate
@@ -12,15 +13,11 @@ from advjax.attacks.boundary import Boundary, noisy_start
 ATTACK = Boundary(ball=L2(np.full(6, np.inf, np.float32)), queries=3000)
 
 
-def linear(weights, bias, x):
-    return x.reshape(x.shape[0], -1) @ weights + bias
-
-
 def two_classes(rng, size=24):
     weights = jnp.asarray(rng.normal(size=(size, 2)), jnp.float32)
     x = jnp.asarray(rng.uniform(0.2, 0.8, size=(6, 4, size // 8, 2)), jnp.float32)
     # A boundary near the middle of the box, so that noise is found on both sides.
-    model = jax.tree_util.Partial(linear, weights, -weights.sum(0) / 2)
+    model = jax.tree_util.Partial(affine, weights, -weights.sum(0) / 2)
     y = jnp.argmax(model(x), axis=1).astype(jnp.int32)
     slope = np.asarray(weights[:, 0] - weights[:, 1])
     return model, x, y, -np.asarray(margin(model(x), y)), slope
@@ -59,7 +56,7 @@ def test_a_finite_eps_ends_the_search(key):
 
 def test_targets_are_reached_from_images_of_theirs(tiny, key):
     _, weights, x, y = tiny
-    model = jax.tree_util.Partial(linear, weights, jnp.zeros(5))
+    model = jax.tree_util.Partial(affine, weights, jnp.zeros(5))
     rolled, target = jnp.roll(x, 1, axis=0), jnp.roll(y, 1)
     wanted = np.asarray(target != y)
     attack = Targeted(Boundary(queries=300, start=rolled, start_queries=20))
@@ -69,7 +66,7 @@ def test_targets_are_reached_from_images_of_theirs(tiny, key):
     far = np.asarray(L2().size(rolled - x))
     assert (np.asarray(record.distance)[wanted] < 0.7 * far[wanted]).all()
     # Without a start the image is returned.
-    model = jax.tree_util.Partial(linear, weights, jnp.array([0, 0, 0, 0, -1e6]))
+    model = jax.tree_util.Partial(affine, weights, jnp.array([0, 0, 0, 0, -1e6]))
     record = attack.run(key, model, x, jnp.full(8, 4, jnp.int32))
     np.testing.assert_array_equal(record.x_adv, x)
     assert not record.success.any() and (record.distance == 0).all()

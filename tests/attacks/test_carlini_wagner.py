@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from linear import affine
 
 from advjax import L1, L2, Linf, Targeted, margin, replace
 from advjax.attacks.carlini_wagner import CarliniWagner
@@ -24,10 +25,6 @@ QUICK = {
 NORMS = pytest.mark.parametrize("norm", ["l2", "linf", "l0"])
 
 
-def linear(weights, bias, x):
-    return x.reshape(x.shape[0], -1) @ weights + bias
-
-
 @pytest.fixture(scope="module")
 def problem():
     """A linear model with two classes and images that touch the box, ``[6, 5, 4, 1]``."""
@@ -35,7 +32,7 @@ def problem():
     weights = rng.normal(size=(20, 2)).astype(np.float32)
     bias = np.float32([0.05, -0.1])
     x = rng.uniform(-0.2, 1.2, size=(6, 5, 4, 1)).clip(0, 1).astype(np.float32)
-    model = jax.tree_util.Partial(linear, jnp.asarray(weights), jnp.asarray(bias))
+    model = jax.tree_util.Partial(affine, jnp.asarray(weights), jnp.asarray(bias))
     return model, jnp.asarray(x), jnp.argmax(model(x), axis=1).astype(jnp.int32)
 
 

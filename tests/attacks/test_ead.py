@@ -4,15 +4,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from linear import linear
 
 from advjax import L1, L2, Targeted, margin, replace
 from advjax.attacks.ead import EAD
 
 QUICK = EAD(steps=150, searches=5, c=0.1, beta=0.05)
-
-
-def linear(weights, x):
-    return x.reshape(x.shape[0], -1) @ weights
 
 
 @pytest.fixture(scope="module")

@@ -6,15 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from linear import linear
 
 from advjax import L0, L1, L2, Linf, Targeted, example_keys, load
 from advjax.attacks.fab import FAB, onto_plane
 
 BALLS = {"linf": Linf(), "l2": L2(), "l1": L1()}
-
-
-def linear(weights, x):
-    return x.reshape(x.shape[0], -1) @ weights
 
 
 def size(name, step):

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from linear import affine
 
 from advjax import L2, Linf, Targeted, margin, replace
 from advjax.attacks import _iterate
@@ -14,17 +15,13 @@ BALLS = {"l2": L2(np.full(6, np.inf, np.float32)), "linf": Linf(np.full(6, np.in
 QUERIES = 2500
 
 
-def linear(weights, bias, x):
-    return x.reshape(x.shape[0], -1) @ weights + bias
-
-
 @pytest.fixture(scope="module")
 def two_classes():
     rng = np.random.default_rng(0)
     weights = jnp.asarray(rng.normal(size=(24, 2)), jnp.float32)
     x = jnp.asarray(rng.uniform(0.2, 0.8, size=(6, 4, 3, 2)), jnp.float32)
     # A boundary near the middle of the box, so that noise is found on both sides.
-    model = jax.tree_util.Partial(linear, weights, -weights.sum(0) / 2)
+    model = jax.tree_util.Partial(affine, weights, -weights.sum(0) / 2)
     y = jnp.argmax(model(x), axis=1).astype(jnp.int32)
     slope = np.asarray(weights[:, 0] - weights[:, 1])
     return model, x, y, -np.asarray(margin(model(x), y)), slope
@@ -55,7 +52,7 @@ def test_any_box_will_do(two_classes, key):
     """Pixels from -100 to 156."""
     model, x, y, gap, slope = two_classes
     moved = jax.tree_util.Partial(
-        linear, model.args[0] / 256, 100 / 256 * model.args[0].sum(0) + model.args[1]
+        affine, model.args[0] / 256, 100 / 256 * model.args[0].sum(0) + model.args[1]
     )
     attack = HopSkipJump(ball=L2(lower=-100, upper=156), queries=QUERIES)
     record = attack.run(key, moved, 256 * x - 100, y)
@@ -87,7 +84,7 @@ def test_rounds_grow_with_their_square_root(two_classes, key):
 
 def test_targets_are_reached_from_images_of_theirs(tiny, key):
     _, weights, x, y = tiny
-    model = jax.tree_util.Partial(linear, weights, jnp.zeros(5))
+    model = jax.tree_util.Partial(affine, weights, jnp.zeros(5))
     rolled, target = jnp.roll(x, 1, axis=0), jnp.roll(y, 1)
     wanted = np.asarray(target != y)
     attack = Targeted(HopSkipJump(queries=600, start=rolled, start_queries=15))
@@ -96,7 +93,7 @@ def test_targets_are_reached_from_images_of_theirs(tiny, key):
     far = np.asarray(L2().size(rolled - x))
     assert (np.asarray(record.distance)[wanted] < 0.5 * far[wanted]).all()
     # Without a start the image is returned.
-    model = jax.tree_util.Partial(linear, weights, jnp.array([0, 0, 0, 0, -1e6]))
+    model = jax.tree_util.Partial(affine, weights, jnp.array([0, 0, 0, 0, -1e6]))
     record = attack.run(key, model, x, jnp.full(8, 4, jnp.int32))
     np.testing.assert_array_equal(record.x_adv, x)
     assert not record.success.any() and (record.distance == 0).all()

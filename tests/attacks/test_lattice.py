@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from linear import linear
 from PIL import Image
 
 from advjax import L0, L2, PGD, Linf, Restarts, Targeted, WorstOf
@@ -16,10 +17,6 @@ RNG = np.random.default_rng(0)
 BYTES = RNG.integers(0, 256, size=(24, 8, 8, 3)).astype(np.uint8)
 X = jnp.asarray(BYTES.astype(np.float32) / 255)
 WEIGHTS = jnp.asarray(RNG.normal(size=(192, 4)), jnp.float32)
-
-
-def linear(weights, x):
-    return x.reshape(x.shape[0], -1) @ weights
 
 
 MODEL = jax.tree_util.Partial(linear, WEIGHTS)

@@ -4,14 +4,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from linear import linear
 
 from advjax import L2, Linf, Targeted, example_keys, margin, replace
 from advjax.attacks import _iterate
 from advjax.attacks.simba import SimBA
-
-
-def linear(weights, x):
-    return x.reshape(x.shape[0], -1) @ weights
 
 
 @pytest.mark.parametrize("basis", ["pixel", "dct"])

@@ -4,13 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from linear import linear
 
 from advjax import L0, L1, L2, Linf, Targeted, example_keys, replace
 from advjax.attacks.square import Square, _bumps
-
-
-def linear(weights, x):
-    return x.reshape(x.shape[0], -1) @ weights
 
 
 def constant(x):

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from doubles import Brighten, brightness, greys
+from linear import linear
 
 from advjax import L2, PGD, Linf, WorstOf
 from advjax.data import load, to_float
@@ -12,10 +13,6 @@ from advjax.evaluation import robustness_curve
 
 curve_of = partial(robustness_curve, devices=jax.devices()[:1])
 X, Y = greys(0.1, 0.2, 0.3, 0.4, 0.6), np.zeros(5, int)
-
-
-def linear(weights, x):
-    return x.reshape(x.shape[0], -1) @ weights
 
 
 @pytest.fixture(scope="module")

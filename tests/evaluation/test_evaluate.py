@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from doubles import BATCHES, Brighten, Coin, brightness, greys
+from linear import linear
 
 from advjax import BIM, FGSM, PGD, Linf, Restarts, Targeted, WorstOf, least_likely_target
 from advjax.data import Dataset
@@ -37,10 +38,6 @@ def task():
     y = np.array(jnp.argmax(model(x / np.float32(255)), -1))
     y[::10] = (y[::10] + 1) % 6
     return model, Dataset(x, y, tuple("abcdef"))
-
-
-def linear(weights, x):
-    return x.reshape(x.shape[0], -1) @ weights
 
 
 def test_counts_by_hand(key):

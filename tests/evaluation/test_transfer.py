@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from doubles import Brighten, brightness, greys
+from linear import linear
 
 from advjax import FGSM, L2, PGD, Linf
 from advjax.data import Dataset
@@ -35,10 +36,6 @@ def on_host(x):
 
 
 HOST = External(on_host, 2)
-
-
-def linear(weights, x):
-    return x.reshape(x.shape[0], -1) @ weights
 
 
 @pytest.fixture(scope="module")

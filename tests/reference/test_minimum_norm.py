@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from closest_points import farthest_target, length, smallest_change, untargeted
+from linear import affine
 
 from advjax import L0, L1, L2, PGD, Linf, Targeted, margin, replace
 from advjax.attacks.carlini_wagner import CarliniWagner
@@ -76,10 +77,6 @@ CASES = [
 ]
 
 
-def linear(weights, bias, x):
-    return x.reshape(x.shape[0], -1) @ weights + bias
-
-
 @pytest.fixture(scope="module")
 def far():
     """Weights, bias, images far from their nearest boundary, and labels.
@@ -108,7 +105,7 @@ def test_finds_the_closest_adversarial_point(make, norm, rank, targeted, far, ke
         attack = Targeted(attack)
     else:
         best = np.array([untargeted(norm, weights, bias, *one) for one in each])
-    model = jax.tree_util.Partial(linear, jnp.float32(weights), jnp.float32(bias))
+    model = jax.tree_util.Partial(affine, jnp.float32(weights), jnp.float32(bias))
     images = jnp.asarray(x, jnp.float32).reshape(-1, *SHAPES[rank])
     record = attack.run(key, model, images, jnp.asarray(goal, jnp.int32))
     assert record.success.all()
