@@ -87,6 +87,7 @@ def test_worker_processes_find_the_same_as_this_one(digits, tmp_path):
 ONE_DEVICE = {"JAX_NUM_CPU_DEVICES": "1", "JAX_PLATFORMS": "cpu"}
 
 
+@pytest.mark.slow
 def test_a_cell_that_ends_its_process_is_given_up_and_the_others_are_not(synthetic, tmp_path):
     grid = choices(kind=["ends", "good"], seed=range(2))
     told = []

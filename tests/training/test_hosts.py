@@ -78,6 +78,7 @@ def compare(alone, folder):
             assert row[name] == pytest.approx(other[name], abs=1e-4), (row["step"], name)
 
 
+@pytest.mark.slow
 def test_two_processes_train_what_one_does(alone, tmp_path):
     codes, said = end(start(tmp_path / "run", 2))
     assert codes == [0, 0], said

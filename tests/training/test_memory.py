@@ -44,6 +44,7 @@ def compiled_bytes(training):
     return found.argument_size_in_bytes + found.temp_size_in_bytes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("training", "most"),
     [

@@ -44,7 +44,7 @@ def close(a, b, atol):
         np.testing.assert_allclose(np.asarray(x), np.asarray(y), atol=atol, rtol=1e-4)
 
 
-@pytest.mark.parametrize("devices", [1, 4])
+@pytest.mark.parametrize("devices", [1, pytest.param(4, marks=pytest.mark.slow)])
 def test_each_ends_as_if_it_were_alone(devices, tmp_path):
     devices = jax.local_devices()[:devices]
     folders = [tmp_path / str(i) for i in range(3)]
@@ -123,6 +123,7 @@ def test_those_that_go_on_are_made_a_smaller_group(monkeypatch, tmp_path):
         assert [r["step"] for r in result.history] == [r["step"] for r in alone.history]
 
 
+@pytest.mark.slow
 def test_after_a_signal_all_resume_and_end_the_same(tmp_path):
     calm = fit_together(trainings(), devices=one_device())
     folders = [tmp_path / str(i) for i in range(3)]
