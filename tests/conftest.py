@@ -29,6 +29,7 @@ import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
+from linear import linear  # noqa: E402
 
 
 def pytest_configure(config):
@@ -130,7 +131,7 @@ def tiny():
     rng = np.random.default_rng(0)
     weights = jnp.asarray(rng.normal(size=(24, 5)), jnp.float32)
     x = jnp.asarray(rng.uniform(0.1, 0.9, size=(8, 4, 3, 2)), jnp.float32)
-    model = jax.tree_util.Partial(linear, weights)
+    model = jax.tree_util.Partial(counted, weights)
     return model, weights, x, jnp.argmax(model(x), axis=1).astype(jnp.int32)
 
 
@@ -143,6 +144,6 @@ def traces():
     return _TRACES
 
 
-def linear(weights, x):
+def counted(weights, x):
     _TRACES.append(None)
-    return x.reshape(x.shape[0], -1) @ weights
+    return linear(weights, x)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from linear import linear
 
 from advjax import (
     BIM,
@@ -266,7 +267,7 @@ def watched(weights):
 
 
 def _watched(weights, x):
-    return _watch(x).reshape(x.shape[0], -1) @ weights
+    return linear(weights, _watch(x))
 
 
 def two_classes(slope, offset, root, x):
