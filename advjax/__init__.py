@@ -1,498 +1,73 @@
 """advjax: attack, harden and measure neural classifiers in JAX, fast.
 
-Everything public is importable from here, and imported on first use.
+Everything public is importable from here, and imported on first use: ``advjax --help`` answers
+without loading JAX.
 """
 
-from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from advjax._faces import lazy
 
 if TYPE_CHECKING:
-    from advjax.attacks import (
-        APGD,
-        BIM,
-        DDN,
-        DIFGSM,
-        EAD,
-        EOT,
-        FAB,
-        FGSM,
-        FMN,
-        JSMA,
-        MIM,
-        NES,
-        NIFGSM,
-        PGD,
-        SIFGSM,
-        SPSA,
-        TIFGSM,
-        Attack,
-        AutoAttack,
-        Boundary,
-        CarliniWagner,
-        CarliniWagnerL0,
-        CarliniWagnerLinf,
-        DeepFool,
-        Flow,
-        HopSkipJump,
-        Labels,
-        Lattice,
-        MinimalNorm,
-        OnePixel,
-        Patch,
-        Penalised,
-        Restarts,
-        Scores,
-        SigmaZero,
-        SimBA,
-        Spatial,
-        Square,
-        Substitute,
-        Targeted,
-        TransferFGSM,
-        Transferred,
-        Universal,
-        WorstOf,
-        auto_loop,
-        bpda,
-        device_loop,
-        every_target,
-        host_loop,
-        least_likely_target,
-        random_target,
-        train_patch,
-        train_substitute,
-        train_universal,
-        train_universal_deepfool,
-    )
-    from advjax.balls import L0, L1, L2, Ball, Linf
-    from advjax.data import Augment, Dataset, load
-    from advjax.defences import (
-        ABSTAIN,
-        JPEG,
-        BitDepth,
-        Certificate,
-        FeatureSqueezing,
-        JumpReLU,
-        KernelDensity,
-        Mahalanobis,
-        MedianFilter,
-        NoisyConvolutions,
-        PixelDropout,
-        Preprocessed,
-        RandomSelfEnsemble,
-        Roc,
-        Smoothed,
-        TotalVariation,
-        WithDetector,
-        certified,
-        jump_relu,
-        roc,
-        threshold_at,
-        undetected_target,
-        worst_margins,
-    )
-    from advjax.evaluation import (
-        Accuracy,
-        Curve,
-        Evaluation,
-        Shares,
-        TransferMatrix,
-        attack_accuracy,
-        clopper_pearson,
-        evaluate,
-        robustness_curve,
-        success_over_draws,
-        transfer_matrix,
-        wilson,
-    )
-    from advjax.losses import (
-        cross_entropy,
-        dlr,
-        kl_divergence,
-        margin,
-        targeted_dlr,
-    )
-    from advjax.models import (
-        Classifier,
-        External,
-        Heads,
-        PerExample,
-        ReverseGradient,
-        Transformed,
-        create,
-        from_sklearn,
-        from_torch,
-        init,
-        load_torch,
-        reverse_gradient,
-    )
-    from advjax.training import (
-        AWP,
-        DANN,
-        IBP,
-        MART,
-        TRADES,
-        VAT,
-        AdversarialRegularization,
-        EnsembleAdversarial,
-        FreeAT,
-        GradAlign,
-        GradientPenalty,
-        GraphRegularization,
-        LogitSqueezing,
-        Madry,
-        MultiTask,
-        Standard,
-        Training,
-        dann_factor,
-        dann_learning_rate,
-        fit,
-        load_classifier,
-        nearest_neighbours,
-        neighbours_from_edges,
-        retrain,
-    )
-    from advjax.types import (
-        Apply,
-        Aux,
-        Model,
-        Objective,
-        Record,
-        as_model,
-        example_keys,
-        pytree,
-        replace,
-        static,
-    )
+    from advjax.attacks import *
+    from advjax.balls import L0 as L0
+    from advjax.balls import L1 as L1
+    from advjax.balls import L2 as L2
+    from advjax.balls import Ball as Ball
+    from advjax.balls import Linf as Linf
+    from advjax.data import Augment as Augment
+    from advjax.data import Dataset as Dataset
+    from advjax.data import load as load
+    from advjax.defences import *
+    from advjax.evaluation import Accuracy as Accuracy
+    from advjax.evaluation import Curve as Curve
+    from advjax.evaluation import Evaluation as Evaluation
+    from advjax.evaluation import Shares as Shares
+    from advjax.evaluation import TransferMatrix as TransferMatrix
+    from advjax.evaluation import attack_accuracy as attack_accuracy
+    from advjax.evaluation import clopper_pearson as clopper_pearson
+    from advjax.evaluation import evaluate as evaluate
+    from advjax.evaluation import robustness_curve as robustness_curve
+    from advjax.evaluation import success_over_draws as success_over_draws
+    from advjax.evaluation import transfer_matrix as transfer_matrix
+    from advjax.evaluation import wilson as wilson
+    from advjax.losses import cross_entropy as cross_entropy
+    from advjax.losses import dlr as dlr
+    from advjax.losses import kl_divergence as kl_divergence
+    from advjax.losses import margin as margin
+    from advjax.losses import targeted_dlr as targeted_dlr
+    from advjax.models import Classifier as Classifier
+    from advjax.models import External as External
+    from advjax.models import Heads as Heads
+    from advjax.models import PerExample as PerExample
+    from advjax.models import ReverseGradient as ReverseGradient
+    from advjax.models import Transformed as Transformed
+    from advjax.models import create as create
+    from advjax.models import from_sklearn as from_sklearn
+    from advjax.models import from_torch as from_torch
+    from advjax.models import init as init
+    from advjax.models import load_torch as load_torch
+    from advjax.models import reverse_gradient as reverse_gradient
+    from advjax.training import Training as Training
+    from advjax.training import fit as fit
+    from advjax.training import load_classifier as load_classifier
+    from advjax.training import retrain as retrain
+    from advjax.training.objectives import *
+    from advjax.types import Apply as Apply
+    from advjax.types import Aux as Aux
+    from advjax.types import Model as Model
+    from advjax.types import Objective as Objective
+    from advjax.types import Record as Record
+    from advjax.types import as_model as as_model
+    from advjax.types import example_keys as example_keys
+    from advjax.types import pytree as pytree
+    from advjax.types import replace as replace
+    from advjax.types import static as static
 
 try:
     __version__ = version("advjax")
 except PackageNotFoundError:  # a source tree on the path, not installed
     __version__ = "0+unknown"
 
-# Nothing is imported until it is used: ``advjax --help`` answers without loading JAX.
-_LAZY = {
-    "advjax.attacks": (
-        "APGD",
-        "BIM",
-        "DDN",
-        "DIFGSM",
-        "EAD",
-        "EOT",
-        "FAB",
-        "FGSM",
-        "FMN",
-        "JSMA",
-        "MIM",
-        "NES",
-        "NIFGSM",
-        "PGD",
-        "SIFGSM",
-        "SPSA",
-        "TIFGSM",
-        "Attack",
-        "AutoAttack",
-        "Boundary",
-        "CarliniWagner",
-        "CarliniWagnerL0",
-        "CarliniWagnerLinf",
-        "DeepFool",
-        "Flow",
-        "HopSkipJump",
-        "Labels",
-        "Lattice",
-        "MinimalNorm",
-        "OnePixel",
-        "Patch",
-        "Penalised",
-        "Restarts",
-        "Scores",
-        "SigmaZero",
-        "SimBA",
-        "Spatial",
-        "Square",
-        "Substitute",
-        "Targeted",
-        "TransferFGSM",
-        "Transferred",
-        "Universal",
-        "WorstOf",
-        "auto_loop",
-        "bpda",
-        "device_loop",
-        "every_target",
-        "host_loop",
-        "least_likely_target",
-        "random_target",
-        "train_patch",
-        "train_substitute",
-        "train_universal",
-        "train_universal_deepfool",
-    ),
-    "advjax.balls": ("L0", "L1", "L2", "Ball", "Linf"),
-    "advjax.losses": (
-        "cross_entropy",
-        "dlr",
-        "kl_divergence",
-        "margin",
-        "targeted_dlr",
-    ),
-    "advjax.types": (
-        "Apply",
-        "Aux",
-        "Model",
-        "Objective",
-        "Record",
-        "as_model",
-        "example_keys",
-        "pytree",
-        "replace",
-        "static",
-    ),
-    "advjax.data": ("Augment", "Dataset", "load"),
-    "advjax.defences": (
-        "ABSTAIN",
-        "BitDepth",
-        "Certificate",
-        "FeatureSqueezing",
-        "JPEG",
-        "JumpReLU",
-        "KernelDensity",
-        "Mahalanobis",
-        "MedianFilter",
-        "NoisyConvolutions",
-        "PixelDropout",
-        "Preprocessed",
-        "RandomSelfEnsemble",
-        "Roc",
-        "Smoothed",
-        "TotalVariation",
-        "WithDetector",
-        "certified",
-        "jump_relu",
-        "roc",
-        "threshold_at",
-        "undetected_target",
-        "worst_margins",
-    ),
-    "advjax.evaluation": (
-        "Accuracy",
-        "Curve",
-        "Evaluation",
-        "Shares",
-        "TransferMatrix",
-        "attack_accuracy",
-        "clopper_pearson",
-        "evaluate",
-        "robustness_curve",
-        "success_over_draws",
-        "transfer_matrix",
-        "wilson",
-    ),
-    "advjax.models": (
-        "Classifier",
-        "External",
-        "Heads",
-        "PerExample",
-        "ReverseGradient",
-        "Transformed",
-        "create",
-        "from_sklearn",
-        "from_torch",
-        "init",
-        "load_torch",
-        "reverse_gradient",
-    ),
-    "advjax.training": (
-        "AWP",
-        "AdversarialRegularization",
-        "DANN",
-        "EnsembleAdversarial",
-        "FreeAT",
-        "GradAlign",
-        "GradientPenalty",
-        "GraphRegularization",
-        "IBP",
-        "LogitSqueezing",
-        "MART",
-        "Madry",
-        "MultiTask",
-        "Standard",
-        "TRADES",
-        "Training",
-        "VAT",
-        "dann_factor",
-        "dann_learning_rate",
-        "fit",
-        "load_classifier",
-        "nearest_neighbours",
-        "neighbours_from_edges",
-        "retrain",
-    ),
-}
-_HOME = {name: module for module, names in _LAZY.items() for name in names}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module 'advjax' has no attribute {name!r}")
-    return getattr(import_module(_HOME[name]), name)
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
-
-
-__all__ = [
-    "ABSTAIN",
-    "APGD",
-    "AWP",
-    "Accuracy",
-    "AdversarialRegularization",
-    "Apply",
-    "Attack",
-    "Augment",
-    "AutoAttack",
-    "Aux",
-    "BIM",
-    "Ball",
-    "BitDepth",
-    "Boundary",
-    "CarliniWagner",
-    "CarliniWagnerL0",
-    "CarliniWagnerLinf",
-    "Certificate",
-    "Classifier",
-    "Curve",
-    "DANN",
-    "DDN",
-    "DIFGSM",
-    "Dataset",
-    "DeepFool",
-    "EAD",
-    "EOT",
-    "EnsembleAdversarial",
-    "Evaluation",
-    "External",
-    "FAB",
-    "FGSM",
-    "FMN",
-    "FeatureSqueezing",
-    "Flow",
-    "FreeAT",
-    "GradAlign",
-    "GradientPenalty",
-    "GraphRegularization",
-    "Heads",
-    "HopSkipJump",
-    "IBP",
-    "JPEG",
-    "JSMA",
-    "JumpReLU",
-    "KernelDensity",
-    "L0",
-    "L1",
-    "L2",
-    "Labels",
-    "Lattice",
-    "Linf",
-    "LogitSqueezing",
-    "MART",
-    "MIM",
-    "Madry",
-    "Mahalanobis",
-    "MedianFilter",
-    "MinimalNorm",
-    "Model",
-    "MultiTask",
-    "NES",
-    "NIFGSM",
-    "NoisyConvolutions",
-    "Objective",
-    "OnePixel",
-    "PGD",
-    "Patch",
-    "Penalised",
-    "PerExample",
-    "PixelDropout",
-    "Preprocessed",
-    "RandomSelfEnsemble",
-    "Record",
-    "Restarts",
-    "ReverseGradient",
-    "Roc",
-    "SIFGSM",
-    "SPSA",
-    "Scores",
-    "Shares",
-    "SigmaZero",
-    "SimBA",
-    "Smoothed",
-    "Spatial",
-    "Square",
-    "Standard",
-    "Substitute",
-    "TIFGSM",
-    "TRADES",
-    "Targeted",
-    "TotalVariation",
-    "Training",
-    "TransferFGSM",
-    "TransferMatrix",
-    "Transferred",
-    "Transformed",
-    "Universal",
-    "VAT",
-    "WithDetector",
-    "WorstOf",
-    "__version__",
-    "as_model",
-    "attack_accuracy",
-    "auto_loop",
-    "bpda",
-    "certified",
-    "clopper_pearson",
-    "create",
-    "cross_entropy",
-    "dann_factor",
-    "dann_learning_rate",
-    "device_loop",
-    "dlr",
-    "evaluate",
-    "every_target",
-    "example_keys",
-    "fit",
-    "from_sklearn",
-    "from_torch",
-    "host_loop",
-    "init",
-    "jump_relu",
-    "kl_divergence",
-    "least_likely_target",
-    "load",
-    "load_classifier",
-    "load_torch",
-    "margin",
-    "nearest_neighbours",
-    "neighbours_from_edges",
-    "pytree",
-    "random_target",
-    "replace",
-    "retrain",
-    "reverse_gradient",
-    "robustness_curve",
-    "roc",
-    "static",
-    "success_over_draws",
-    "targeted_dlr",
-    "threshold_at",
-    "train_patch",
-    "train_substitute",
-    "train_universal",
-    "train_universal_deepfool",
-    "transfer_matrix",
-    "undetected_target",
-    "wilson",
-    "worst_margins",
-]
+__getattr__, __dir__ = lazy(__name__, "__version__")

@@ -1,102 +1,60 @@
 """Attacks: one idea per file, composed, never subclassed."""
 
-from advjax.attacks._iterate import Attack, auto_loop, device_loop, host_loop
-from advjax.attacks.apgd import APGD
-from advjax.attacks.autoattack import AutoAttack
-from advjax.attacks.boundary import Boundary
-from advjax.attacks.bpda import bpda
-from advjax.attacks.carlini_wagner import CarliniWagner
-from advjax.attacks.carlini_wagner_l0 import CarliniWagnerL0
-from advjax.attacks.carlini_wagner_linf import CarliniWagnerLinf
-from advjax.attacks.compose import (
-    EOT,
-    Restarts,
-    Targeted,
-    WorstOf,
-    every_target,
-    least_likely_target,
-    random_target,
-)
-from advjax.attacks.ddn import DDN
-from advjax.attacks.deepfool import DeepFool
-from advjax.attacks.ead import EAD
-from advjax.attacks.fab import FAB
-from advjax.attacks.flow import Flow
-from advjax.attacks.fmn import FMN
-from advjax.attacks.hop_skip_jump import HopSkipJump
-from advjax.attacks.lattice import Lattice
-from advjax.attacks.minimal_norm import MinimalNorm
-from advjax.attacks.nes import NES
-from advjax.attacks.one_pixel import OnePixel
-from advjax.attacks.oracle import Labels, Scores
-from advjax.attacks.patch import Patch, train_patch
-from advjax.attacks.penalised import Penalised
-from advjax.attacks.pgd import BIM, FGSM, MIM, PGD
-from advjax.attacks.saliency import JSMA
-from advjax.attacks.sigma_zero import SigmaZero
-from advjax.attacks.simba import SimBA
-from advjax.attacks.spatial import Spatial
-from advjax.attacks.spsa import SPSA
-from advjax.attacks.square import Square
-from advjax.attacks.substitute import Substitute, train_substitute
-from advjax.attacks.transfer import DIFGSM, NIFGSM, SIFGSM, TIFGSM, TransferFGSM
-from advjax.attacks.transferred import Transferred
-from advjax.attacks.universal import Universal, train_universal, train_universal_deepfool
+from advjax import _faces
+from advjax.attacks._iterate import Attack as Attack
+from advjax.attacks._iterate import auto_loop as auto_loop
+from advjax.attacks._iterate import device_loop as device_loop
+from advjax.attacks._iterate import host_loop as host_loop
+from advjax.attacks.apgd import APGD as APGD
+from advjax.attacks.autoattack import AutoAttack as AutoAttack
+from advjax.attacks.boundary import Boundary as Boundary
+from advjax.attacks.bpda import bpda as bpda
+from advjax.attacks.carlini_wagner import CarliniWagner as CarliniWagner
+from advjax.attacks.carlini_wagner_l0 import CarliniWagnerL0 as CarliniWagnerL0
+from advjax.attacks.carlini_wagner_linf import CarliniWagnerLinf as CarliniWagnerLinf
+from advjax.attacks.compose import EOT as EOT
+from advjax.attacks.compose import Restarts as Restarts
+from advjax.attacks.compose import Targeted as Targeted
+from advjax.attacks.compose import WorstOf as WorstOf
+from advjax.attacks.compose import every_target as every_target
+from advjax.attacks.compose import least_likely_target as least_likely_target
+from advjax.attacks.compose import random_target as random_target
+from advjax.attacks.ddn import DDN as DDN
+from advjax.attacks.deepfool import DeepFool as DeepFool
+from advjax.attacks.ead import EAD as EAD
+from advjax.attacks.fab import FAB as FAB
+from advjax.attacks.flow import Flow as Flow
+from advjax.attacks.fmn import FMN as FMN
+from advjax.attacks.hop_skip_jump import HopSkipJump as HopSkipJump
+from advjax.attacks.lattice import Lattice as Lattice
+from advjax.attacks.minimal_norm import MinimalNorm as MinimalNorm
+from advjax.attacks.nes import NES as NES
+from advjax.attacks.one_pixel import OnePixel as OnePixel
+from advjax.attacks.oracle import Labels as Labels
+from advjax.attacks.oracle import Scores as Scores
+from advjax.attacks.patch import Patch as Patch
+from advjax.attacks.patch import train_patch as train_patch
+from advjax.attacks.penalised import Penalised as Penalised
+from advjax.attacks.pgd import BIM as BIM
+from advjax.attacks.pgd import FGSM as FGSM
+from advjax.attacks.pgd import MIM as MIM
+from advjax.attacks.pgd import PGD as PGD
+from advjax.attacks.saliency import JSMA as JSMA
+from advjax.attacks.sigma_zero import SigmaZero as SigmaZero
+from advjax.attacks.simba import SimBA as SimBA
+from advjax.attacks.spatial import Spatial as Spatial
+from advjax.attacks.spsa import SPSA as SPSA
+from advjax.attacks.square import Square as Square
+from advjax.attacks.substitute import Substitute as Substitute
+from advjax.attacks.substitute import train_substitute as train_substitute
+from advjax.attacks.transfer import DIFGSM as DIFGSM
+from advjax.attacks.transfer import NIFGSM as NIFGSM
+from advjax.attacks.transfer import SIFGSM as SIFGSM
+from advjax.attacks.transfer import TIFGSM as TIFGSM
+from advjax.attacks.transfer import TransferFGSM as TransferFGSM
+from advjax.attacks.transferred import Transferred as Transferred
+from advjax.attacks.universal import Universal as Universal
+from advjax.attacks.universal import train_universal as train_universal
+from advjax.attacks.universal import train_universal_deepfool as train_universal_deepfool
 
-__all__ = [
-    "APGD",
-    "BIM",
-    "DDN",
-    "DIFGSM",
-    "EAD",
-    "EOT",
-    "FAB",
-    "FGSM",
-    "FMN",
-    "JSMA",
-    "MIM",
-    "NES",
-    "NIFGSM",
-    "PGD",
-    "SIFGSM",
-    "SPSA",
-    "TIFGSM",
-    "Attack",
-    "AutoAttack",
-    "Boundary",
-    "CarliniWagner",
-    "CarliniWagnerL0",
-    "CarliniWagnerLinf",
-    "DeepFool",
-    "Flow",
-    "HopSkipJump",
-    "Labels",
-    "Lattice",
-    "MinimalNorm",
-    "OnePixel",
-    "Patch",
-    "Penalised",
-    "Restarts",
-    "Scores",
-    "SigmaZero",
-    "SimBA",
-    "Spatial",
-    "Square",
-    "Substitute",
-    "Targeted",
-    "TransferFGSM",
-    "Transferred",
-    "Universal",
-    "WorstOf",
-    "auto_loop",
-    "bpda",
-    "device_loop",
-    "every_target",
-    "host_loop",
-    "least_likely_target",
-    "random_target",
-    "train_patch",
-    "train_substitute",
-    "train_universal",
-    "train_universal_deepfool",
-]
+_faces.declare(__name__)

@@ -1,47 +1,27 @@
 """Training losses as pytrees: ``objective(keys, apply, params, stats, batch) -> (loss, Aux)``."""
 
-from advjax.training.objectives._shared import smoothed_cross_entropy
-from advjax.training.objectives.awp import AWP
-from advjax.training.objectives.controls import GradientPenalty, LogitSqueezing
-from advjax.training.objectives.crafting import Crafting
-from advjax.training.objectives.domain import DANN, MultiTask, dann_factor, dann_learning_rate
-from advjax.training.objectives.ensemble import EnsembleAdversarial
-from advjax.training.objectives.free import FreeAT
-from advjax.training.objectives.grad_align import GradAlign
-from advjax.training.objectives.graph import (
-    GraphRegularization,
-    nearest_neighbours,
-    neighbours_from_edges,
+from advjax import _faces
+from advjax.training.objectives.awp import AWP as AWP
+from advjax.training.objectives.controls import GradientPenalty as GradientPenalty
+from advjax.training.objectives.controls import LogitSqueezing as LogitSqueezing
+from advjax.training.objectives.domain import DANN as DANN
+from advjax.training.objectives.domain import MultiTask as MultiTask
+from advjax.training.objectives.domain import dann_factor as dann_factor
+from advjax.training.objectives.domain import dann_learning_rate as dann_learning_rate
+from advjax.training.objectives.ensemble import EnsembleAdversarial as EnsembleAdversarial
+from advjax.training.objectives.free import FreeAT as FreeAT
+from advjax.training.objectives.grad_align import GradAlign as GradAlign
+from advjax.training.objectives.graph import GraphRegularization as GraphRegularization
+from advjax.training.objectives.graph import nearest_neighbours as nearest_neighbours
+from advjax.training.objectives.graph import neighbours_from_edges as neighbours_from_edges
+from advjax.training.objectives.interval import IBP as IBP
+from advjax.training.objectives.madry import Madry as Madry
+from advjax.training.objectives.mart import MART as MART
+from advjax.training.objectives.neighbours import (
+    AdversarialRegularization as AdversarialRegularization,
 )
-from advjax.training.objectives.interval import IBP
-from advjax.training.objectives.madry import Madry
-from advjax.training.objectives.mart import MART
-from advjax.training.objectives.neighbours import AdversarialRegularization
-from advjax.training.objectives.standard import Standard
-from advjax.training.objectives.trades import TRADES
-from advjax.training.objectives.vat import VAT
+from advjax.training.objectives.standard import Standard as Standard
+from advjax.training.objectives.trades import TRADES as TRADES
+from advjax.training.objectives.vat import VAT as VAT
 
-__all__ = [
-    "AWP",
-    "AdversarialRegularization",
-    "Crafting",
-    "DANN",
-    "EnsembleAdversarial",
-    "FreeAT",
-    "GradAlign",
-    "GradientPenalty",
-    "GraphRegularization",
-    "IBP",
-    "LogitSqueezing",
-    "MART",
-    "Madry",
-    "MultiTask",
-    "Standard",
-    "TRADES",
-    "VAT",
-    "dann_factor",
-    "dann_learning_rate",
-    "nearest_neighbours",
-    "neighbours_from_edges",
-    "smoothed_cross_entropy",
-]
+_faces.declare(__name__)
