@@ -25,10 +25,9 @@ from __future__ import annotations
 
 import dataclasses
 
-import optax
-
 from advjax import PGD, TRADES, Linf, Training, create, load
 from advjax.sweeps import Search, log_uniform, uniform
+from advjax.training import optimizer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,7 +78,7 @@ def build(config: Config) -> Training:
     training = Training(
         module=create("mlp", hidden=(config.width,) * 2),
         objective=TRADES(train, beta=config.beta),
-        optimizer=optax.inject_hyperparams(optax.adam)(learning_rate=config.lr),
+        optimizer=optimizer("adam", in_state=True, learning_rate=config.lr),
         train=load(config.data, "train", config.data_dir),
         test=load(config.data, "test", config.data_dir),
         validation=0.3,

@@ -45,7 +45,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import optax
 
 from advjax import (
     APGD,
@@ -65,6 +64,7 @@ from advjax import (
     load,
     replace,
 )
+from advjax.training import optimizer
 
 SETTINGS: dict[str, tuple[float, tuple[Any, ...]]] = {
     "fashion_mnist": (0.05, ("l2", "infinity")),
@@ -127,7 +127,7 @@ def _study(config: Config, data: str, run_dir: Path, progress: Any) -> list[dict
             training = Training(
                 module=create("lecture_cnn"),
                 objective=objective,
-                optimizer=optax.adam(config.lr),
+                optimizer=optimizer("adam", config.lr),
                 train=train,
                 epochs=config.epochs,
                 batch_size=config.batch_size,

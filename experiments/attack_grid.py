@@ -42,7 +42,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import optax
 
 from advjax import (
     APGD,
@@ -61,6 +60,7 @@ from advjax import (
     load_classifier,
 )
 from advjax.sweeps import Grid, choices
+from advjax.training import optimizer
 
 ATTACKS = {
     "fgsm": lambda ball: FGSM(ball=ball),
@@ -112,7 +112,7 @@ def trained(config: Config) -> Any:
     training = Training(
         module=create("mlp", hidden=(128, 128)),
         objective=objectives[config.network],
-        optimizer=optax.adam(1e-3),
+        optimizer=optimizer("adam", 1e-3),
         train=load(config.data, "train", config.data_dir),
         epochs=config.epochs,
         batch_size=50,

@@ -32,7 +32,6 @@ from typing import Any
 
 import jax
 import numpy as np
-import optax
 
 from advjax import FGSM, Linf, Standard, Training, create, evaluate, fit, load
 from advjax.attacks.oracle import Labels
@@ -41,6 +40,7 @@ from advjax.attacks.transferred import Transferred
 from advjax.data import to_float
 from advjax.evaluation.charts import Chart, Line
 from advjax.evaluation.report import Gallery, Row, Table, Text, write_report
+from advjax.training import optimizer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,7 +94,7 @@ def _study(
     training = Training(
         module=create(config.network),
         objective=Standard(),
-        optimizer=optax.adam(config.lr),
+        optimizer=optimizer("adam", config.lr),
         train=train,
         epochs=config.oracle_epochs,
         batch_size=config.batch_size,

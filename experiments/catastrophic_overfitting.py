@@ -38,12 +38,12 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import optax
 
 from advjax import APGD, FGSM, PGD, GradAlign, Linf, Madry, Training, create, evaluate, fit, load
 from advjax.data import Dataset
 from advjax.evaluation.charts import Chart, Line
 from advjax.evaluation.report import Text, write_report
+from advjax.training import optimizer, schedule
 
 ARMS = ("FGSM", "watched", "GradAlign")
 
@@ -77,9 +77,7 @@ def training(config: Config, train: Dataset, test: Dataset, seed: int, arm: str)
     """One arm of the study."""
     steps = config.epochs * (len(train) // config.batch_size)
     peak = int(0.4 * steps)
-    up = optax.linear_schedule(0.0, config.lr_max, peak)
-    down = optax.linear_schedule(config.lr_max, 0.0, steps - peak)
-    grow = optax.linear_schedule(0.0, 1.0, max(int(config.warm_up * steps), 1))
+    grow = schedule("linear", 0.0, 1.0, max(int(config.warm_up * steps), 1))
     ball = Linf(config.eps)
     objective: Any = Madry(FGSM(ball=ball), eps_schedule=grow)
     if arm == "GradAlign":
@@ -93,7 +91,7 @@ def training(config: Config, train: Dataset, test: Dataset, seed: int, arm: str)
     return Training(
         module=create(config.network),
         objective=objective,
-        optimizer=optax.adam(optax.join_schedules([up, down], [peak])),
+        optimizer=optimizer("adam", schedule("triangular", config.lr_max, peak, steps)),
         train=train,
         epochs=config.epochs,
         batch_size=config.batch_size,

@@ -24,9 +24,9 @@ from __future__ import annotations
 import dataclasses
 
 import jax.numpy as jnp
-import optax
 
 from advjax import PGD, Augment, Linf, Madry, Training, create, load
+from advjax.training import optimizer, schedule
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Config:
 def build(config: Config) -> Training:
     train = load("cifar10", "train", config.data_dir)
     steps = config.steps or config.epochs * (len(train) // config.batch_size)
-    rate = optax.piecewise_constant_schedule(config.lr, {steps // 2: 0.1, steps * 3 // 4: 0.1})
+    rate = schedule("piecewise_constant", config.lr, {steps // 2: 0.1, steps * 3 // 4: 0.1})
     ball = Linf(config.eps)
     crafted = PGD(ball=ball, step_size=config.step_size, steps=config.attack_steps, best=False)
     return Training(
@@ -67,9 +67,10 @@ def build(config: Config) -> Training:
             dtype=jnp.bfloat16 if config.bf16 else jnp.float32,
         ),
         objective=Madry(attack=crafted, craft_train=config.craft_train),
-        optimizer=optax.chain(
-            optax.add_decayed_weights(config.weight_decay),
-            optax.sgd(rate, momentum=0.9),
+        optimizer=optimizer(
+            "chain",
+            optimizer("add_decayed_weights", config.weight_decay),
+            optimizer("sgd", rate, momentum=0.9),
         ),
         train=train,
         test=load("cifar10", "test", config.data_dir),

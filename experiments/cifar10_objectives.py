@@ -42,7 +42,6 @@ import dataclasses
 from typing import Any, Literal
 
 import jax.numpy as jnp
-import optax
 
 from advjax import (
     AWP,
@@ -59,6 +58,7 @@ from advjax import (
     create,
     load,
 )
+from advjax.training import Schedule, optimizer, schedule
 
 Name = Literal["madry", "trades", "mart", "awp_madry", "awp_trades", "free", "fast", "grad_align"]
 
@@ -138,15 +138,13 @@ def objective(name: str, steps: int) -> Any:
     raise ValueError(f"objective {name!r}; one of {', '.join(RECIPES)} is taken")
 
 
-def rate(recipe: Recipe, steps: int) -> optax.Schedule:
+def rate(recipe: Recipe, steps: int) -> Schedule:
     """The recipe's learning rate, stretched to so many steps."""
     if recipe.tenths:
         falls = {steps * epoch // recipe.epochs: 0.1 for epoch in recipe.tenths}
-        return optax.piecewise_constant_schedule(recipe.lr, falls)
+        return schedule("piecewise_constant", recipe.lr, falls)
     peak = int(recipe.peak * steps)
-    up = optax.linear_schedule(0.0, recipe.lr, peak)
-    down = optax.linear_schedule(recipe.lr, 0.0, steps - peak)
-    return optax.join_schedules([up, down], [peak])
+    return schedule("triangular", recipe.lr, peak, steps)
 
 
 def build(config: Config) -> Training:
@@ -165,9 +163,10 @@ def build(config: Config) -> Training:
             dtype=jnp.bfloat16 if config.bf16 else jnp.float32,
         ),
         objective=objective(config.objective, steps),
-        optimizer=optax.chain(
-            optax.add_decayed_weights(recipe.weight_decay),
-            optax.sgd(rate(recipe, steps), momentum=0.9),
+        optimizer=optimizer(
+            "chain",
+            optimizer("add_decayed_weights", recipe.weight_decay),
+            optimizer("sgd", rate(recipe, steps), momentum=0.9),
         ),
         train=train,
         test=load("cifar10", "test", config.data_dir),

@@ -73,7 +73,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from advjax import (
     APGD,
@@ -119,6 +118,7 @@ from advjax.defences import (
 )
 from advjax.evaluation.charts import Chart
 from advjax.evaluation.report import Text, write_report
+from advjax.training import optimizer, schedule
 from advjax.types import is_stochastic
 
 ATTACKS = ("pgd", "known", "c&w", "transfer", "square")
@@ -188,8 +188,8 @@ def networks(
     ramp = {"transition_steps": steps // 2, "transition_begin": steps // 10}
     bounds = IBP(
         ball=Linf(1.1 * config.eps),
-        eps_schedule=optax.linear_schedule(0.0, 1.0, **ramp),
-        kappa_schedule=optax.linear_schedule(1.0, 0.5, **ramp),
+        eps_schedule=schedule("linear", 0.0, 1.0, **ramp),
+        kappa_schedule=schedule("linear", 1.0, 0.5, **ramp),
     )
     augment = jax.tree_util.Partial(noise, sigma=config.sigma)
     kinds: dict[str, dict[str, Any]] = {
@@ -202,7 +202,7 @@ def networks(
     for name, kind in kinds.items():
         training = Training(
             **{"objective": Standard(), **kind},
-            optimizer=optax.adam(optax.cosine_decay_schedule(config.learning_rate, steps)),
+            optimizer=optimizer("adam", schedule("cosine_decay", config.learning_rate, steps)),
             train=train,
             epochs=config.epochs,
             batch_size=config.batch_size,

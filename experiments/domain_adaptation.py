@@ -37,7 +37,6 @@ from typing import Any
 import flax.linen as nn
 import jax
 import numpy as np
-import optax
 
 from advjax import DANN, Training, evaluate, fit, load
 from advjax.data import Dataset, to_float
@@ -45,6 +44,7 @@ from advjax.evaluation.images import save_png
 from advjax.models.heads import ReverseGradient
 from advjax.models.layers import Network, batch_norm, conv, dense, flatten, logits, relu
 from advjax.models.pooling import max_pool
+from advjax.training import optimizer, schedule
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,11 +125,11 @@ class NormedHeads(Network):
 
 def training(config: Config, train: Dataset, other: Dataset, seed: int, factor: float) -> Training:
     """One arm of the study; with a factor of 0 the features do not hear the domain head."""
-    rate = optax.cosine_decay_schedule(config.lr, config.steps)
+    rate = schedule("cosine_decay", config.lr, config.steps)
     return Training(
         module=NormedHeads(filters=config.filters, mean=(0.3,), std=(0.3,)),
         objective=DANN(factor=factor, weight=config.weight),
-        optimizer=optax.adam(rate, b1=0.5),
+        optimizer=optimizer("adam", rate, b1=0.5),
         train=train,
         unlabelled=other,
         steps=config.steps,

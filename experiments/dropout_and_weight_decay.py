@@ -41,7 +41,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import optax
 
 from advjax import (
     APGD,
@@ -60,6 +59,7 @@ from advjax import (
     fit,
     load,
 )
+from advjax.training import optimizer, schedule
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,13 +110,15 @@ def main(config: Config, run_dir: Path, progress: Any = None) -> dict[str, Any]:
     for seed in config.seeds:
         train = whole.subset(config.train_examples, seed)
         steps = config.epochs * (len(train) // config.batch_size)
-        falling = optax.linear_schedule(config.lr, 0.0, steps)
+        falling = schedule("linear", config.lr, 0.0, steps)
         for name, arm in arms.items():
             training = Training(
                 module=create("mlp", hidden=config.hidden, dropout=arm["dropout"]),
                 objective=arm["objective"],
-                optimizer=optax.chain(
-                    optax.add_decayed_weights(arm["decay"]), optax.sgd(falling, momentum=0.9)
+                optimizer=optimizer(
+                    "chain",
+                    optimizer("add_decayed_weights", arm["decay"]),
+                    optimizer("sgd", falling, momentum=0.9),
                 ),
                 train=train,
                 epochs=config.epochs,

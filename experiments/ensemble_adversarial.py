@@ -35,7 +35,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import optax
 
 from advjax import (
     APGD,
@@ -53,6 +52,7 @@ from advjax import (
     replace,
 )
 from advjax.data import Dataset
+from advjax.training import optimizer, schedule
 
 SOURCES = ("lenet5", "mlp")  # of the ensemble
 UNSEEN = "mnist_fast"
@@ -87,7 +87,7 @@ def trained(
     training = Training(
         module=create(network),
         objective=objective,
-        optimizer=optax.adam(optax.linear_schedule(config.lr, 0.0, steps)),
+        optimizer=optimizer("adam", schedule("linear", config.lr, 0.0, steps)),
         train=train,
         epochs=config.epochs,
         batch_size=config.batch_size,

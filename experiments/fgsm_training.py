@@ -40,7 +40,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from advjax import (
     APGD,
@@ -59,6 +58,7 @@ from advjax import (
     load,
     pytree,
 )
+from advjax.training import optimizer, schedule
 from advjax.types import Array, ArrayLike, Key
 
 
@@ -117,7 +117,7 @@ def main(config: Config, run_dir: Path, progress: Any = None) -> dict[str, Any]:
             training = Training(
                 module=create("mlp", hidden=config.hidden),
                 objective=objective,
-                optimizer=optax.adam(optax.linear_schedule(config.lr, 0.0, steps)),
+                optimizer=optimizer("adam", schedule("linear", config.lr, 0.0, steps)),
                 train=train,
                 epochs=config.epochs,
                 batch_size=config.batch_size,

@@ -25,7 +25,6 @@ from typing import Any
 
 import jax
 import numpy as np
-import optax
 
 from advjax import (
     GraphRegularization,
@@ -38,6 +37,7 @@ from advjax import (
     nearest_neighbours,
 )
 from advjax.data import Dataset, to_float
+from advjax.training import optimizer, schedule
 
 Graph = tuple[np.ndarray, np.ndarray]
 
@@ -86,7 +86,7 @@ def training(config: Config, data: Dataset, graph: Graph | None, seed: int) -> T
         objective=Standard()
         if graph is None
         else GraphRegularization(multiplier=config.multiplier),
-        optimizer=optax.adam(optax.cosine_decay_schedule(config.lr, steps)),
+        optimizer=optimizer("adam", schedule("cosine_decay", config.lr, steps)),
         train=data.take(slice(n)),
         unlabelled=None if graph is None else data.take(slice(n, None)),
         neighbours=graph,

@@ -26,10 +26,10 @@ from typing import Any
 
 import jax
 import numpy as np
-import optax
 
 from advjax import APGD, IBP, PGD, Linf, Square, Training, certified, create, evaluate, fit, load
 from advjax.data import Dataset, to_float
+from advjax.training import optimizer, schedule
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,13 +64,13 @@ def training(config: Config, train: Dataset, seed: int) -> Training:
     first, last = (int(share * steps) for share in config.ramp)
     objective = IBP(
         ball=Linf(config.eps_train),
-        eps_schedule=optax.linear_schedule(0.0, 1.0, last - first, first),
-        kappa_schedule=optax.linear_schedule(1.0, 0.5, last - first, first),
+        eps_schedule=schedule("linear", 0.0, 1.0, last - first, first),
+        kappa_schedule=schedule("linear", 1.0, 0.5, last - first, first),
     )
     return Training(
         module=create(config.network),
         objective=objective,
-        optimizer=optax.adam(optax.cosine_decay_schedule(config.learning_rate, steps)),
+        optimizer=optimizer("adam", schedule("cosine_decay", config.learning_rate, steps)),
         train=train,
         epochs=config.epochs,
         batch_size=config.batch_size,

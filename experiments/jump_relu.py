@@ -42,7 +42,6 @@ from typing import Any
 
 import jax
 import numpy as np
-import optax
 
 from advjax import (
     APGD,
@@ -65,6 +64,7 @@ from advjax import (
 from advjax.data import Dataset
 from advjax.evaluation.charts import Chart, Line
 from advjax.evaluation.report import Text, write_report
+from advjax.training import optimizer, schedule
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,7 +102,7 @@ def trained(config: Config, train: Dataset, seed: int, folder: Path, progress: A
     training = Training(
         module=create(config.network),
         objective=Standard(),
-        optimizer=optax.adam(optax.cosine_decay_schedule(config.learning_rate, steps)),
+        optimizer=optimizer("adam", schedule("cosine_decay", config.learning_rate, steps)),
         train=train,
         epochs=config.epochs,
         batch_size=config.batch_size,

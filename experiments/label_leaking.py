@@ -26,10 +26,10 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import optax
 
 from advjax import FGSM, PGD, Linf, Madry, Training, create, evaluate, fit, load, replace
 from advjax.data import Dataset
+from advjax.training import optimizer, schedule
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,15 +52,13 @@ def training(config: Config, train: Dataset, seed: int, *, random_start: bool) -
     """One arm of the study."""
     steps = config.epochs * (len(train) // config.batch_size)
     peak = int(0.4 * steps)
-    up = optax.linear_schedule(0.0, config.lr_max, peak)
-    down = optax.linear_schedule(config.lr_max, 0.0, steps - peak)
     attack = FGSM(ball=Linf(config.eps))
     if random_start:  # as published: only the result is cut to the image box, not the start
         attack = replace(attack, random_start=True, start_in_box=False)
     return Training(
         module=create("mnist_fast"),
         objective=Madry(attack=attack),
-        optimizer=optax.adam(optax.join_schedules([up, down], [peak])),
+        optimizer=optimizer("adam", schedule("triangular", config.lr_max, peak, steps)),
         train=train,
         epochs=config.epochs,
         batch_size=config.batch_size,

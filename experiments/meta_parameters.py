@@ -62,13 +62,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import optax
 from PIL import Image
 
 from advjax import PGD, Linf, Madry, Standard, Training, create, load
 from advjax.data import Dataset
 from advjax.sweeps import Cell, Grid, Store, choices
 from advjax.sweeps.grid import canonical
+from advjax.training import optimizer
 from advjax.training.memory import predicted_bytes
 
 SIZE = (48, 48)
@@ -181,7 +181,7 @@ def build(config: Config) -> Training:
         ),
         objective=Madry(pgd(5)) if config.adversarial else Standard(),
         # A learning rate in the optimiser's state is data: cells that differ in it share a program.
-        optimizer=optax.inject_hyperparams(optax.adam)(learning_rate=config.learning_rate),
+        optimizer=optimizer("adam", in_state=True, learning_rate=config.learning_rate),
         train=train,
         test=images("test", config.examples, config.seed, *where),
         epochs=config.epochs,
@@ -413,7 +413,7 @@ def _gigabytes(
         batch_norm=batch_norm,
     )  # fmt: skip
     blank = Dataset(np.zeros((batch, *SIZE, 1), np.uint8), np.arange(batch) % 2)
-    training = Training(module=module, objective=Standard(), optimizer=optax.adam(1e-3),
+    training = Training(module=module, objective=Standard(), optimizer=optimizer("adam", 1e-3),
                         train=blank, steps=1, batch_size=batch)  # fmt: skip
     return predicted_bytes(training) / 1e9
 

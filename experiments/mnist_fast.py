@@ -33,9 +33,9 @@ import dataclasses
 from typing import Any
 
 import jax
-import optax
 
 from advjax import FGSM, PGD, Linf, Madry, Training, create, load, pytree, replace
+from advjax.training import optimizer, schedule
 from advjax.types import Array, ArrayLike, Key, fold_in_each
 
 
@@ -89,18 +89,16 @@ def build(config: Config) -> Training:
     train = load("mnist", "train", config.data_dir)
     steps = config.epochs * (len(train) // config.batch_size)
     peak = int(0.4 * steps)
-    up = optax.linear_schedule(0.0, config.lr_max, peak)
-    down = optax.linear_schedule(config.lr_max, 0.0, steps - peak)
     fgsm = FGSM(
         ball=Linf(config.eps_train), step_size=config.alpha, random_start=True, start_in_box=False
     )
     attack: Any = RandomStepFGSM(attack=fgsm, low=config.alpha_low)
-    warm_up = optax.linear_schedule(0.0, 1.0, max(int(config.warm_up * steps), 1))
+    warm_up = schedule("linear", 0.0, 1.0, max(int(config.warm_up * steps), 1))
     return Training(
         module=create("mnist_fast"),
         objective=Madry(attack=attack, eps_schedule=warm_up),
         ema_decay=config.ema_decay,
-        optimizer=optax.adam(optax.join_schedules([up, down], [peak])),
+        optimizer=optimizer("adam", schedule("triangular", config.lr_max, peak, steps)),
         train=train,
         test=load("mnist", "test", config.data_dir),
         evaluate_examples=config.validation,

@@ -24,9 +24,8 @@ from __future__ import annotations
 
 import dataclasses
 
-import optax
-
 from advjax import PGD, Linf, Madry, Training, create, load
+from advjax.training import optimizer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +53,7 @@ def build(config: Config) -> Training:
     return Training(
         module=create("mnist_madry"),
         objective=Madry(attack=crafted),
-        optimizer=optax.adam(config.lr),
+        optimizer=optimizer("adam", config.lr),
         train=load("mnist", "train", config.data_dir),
         test=load("mnist", "test", config.data_dir),
         evaluate_examples=config.validation,

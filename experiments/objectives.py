@@ -48,7 +48,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import optax
 
 from advjax import (
     AWP,
@@ -69,6 +68,7 @@ from advjax import (
     load,
 )
 from advjax.data import Dataset
+from advjax.training import Schedule, optimizer, schedule
 
 NAMES = ("Standard", "Madry", "fast-AT", "FreeAT", "TRADES", "MART", "AWP", "GradAlign")
 
@@ -106,7 +106,7 @@ class Config:
     """Where tensorflow-datasets are; None: ~/tensorflow_datasets."""
 
 
-def objective(config: Config, name: str, grow: optax.Schedule) -> tuple[Any, int]:
+def objective(config: Config, name: str, grow: Schedule) -> tuple[Any, int]:
     """An objective, and the passes that a step of it makes."""
     ball, k = Linf(config.eps), config.attack_steps
     pgd, fgsm = PGD(ball=ball, steps=k, best=False), FGSM(ball=ball)
@@ -135,16 +135,14 @@ def objective(config: Config, name: str, grow: optax.Schedule) -> tuple[Any, int
 
 def training(config: Config, train: Dataset, name: str, seed: int) -> tuple[Training, int]:
     """One arm, and the passes of a step."""
-    _, passes = objective(config, name, optax.constant_schedule(1.0))
+    _, passes = objective(config, name, schedule("constant", 1.0))
     steps = config.passes // (passes * config.batch_size)
-    grow = optax.linear_schedule(0.0, 1.0, max(int(config.warm_up * steps), 1))
+    grow = schedule("linear", 0.0, 1.0, max(int(config.warm_up * steps), 1))
     peak = int(0.4 * steps)
-    up = optax.linear_schedule(0.0, config.lr_max, peak)
-    down = optax.linear_schedule(config.lr_max, 0.0, steps - peak)
     arm = Training(
         module=create(config.network),
         objective=objective(config, name, grow)[0],
-        optimizer=optax.adam(optax.join_schedules([up, down], [peak])),
+        optimizer=optimizer("adam", schedule("triangular", config.lr_max, peak, steps)),
         train=train,
         validation=config.validation / len(train),
         attacks={"pgd-10": PGD(ball=Linf(config.eps), steps=10)},

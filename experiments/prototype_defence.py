@@ -46,7 +46,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from advjax import (
     APGD,
@@ -67,6 +66,7 @@ from advjax import (
     static,
 )
 from advjax.evaluation import Accuracy, Evaluation
+from advjax.training import optimizer
 
 
 @pytree
@@ -131,7 +131,7 @@ def trained(config: Config, seed: int, folder: Path, progress: Any, augment: Any
     training = Training(
         module=create("mnist_fast"),
         objective=Standard(),
-        optimizer=optax.adam(1e-3),
+        optimizer=optimizer("adam", 1e-3),
         train=load(config.data, "train", config.data_dir).subset(config.size, seed),
         epochs=config.epochs,
         batch_size=config.batch_size,

@@ -39,9 +39,9 @@ from typing import Any
 
 import jax
 import numpy as np
-import optax
 
 from advjax import APGD, FGSM, L2, PGD, Linf, Standard, Training, create, evaluate, load
+from advjax.training import optimizer
 from advjax.training.retraining import retrain
 
 
@@ -100,7 +100,7 @@ def main(config: Config, run_dir: Path, progress: Any = None) -> dict[str, Any]:
         training = Training(
             module=create("mnist_fast"),
             objective=Standard(),
-            optimizer=optax.adam(config.learning_rate),
+            optimizer=optimizer("adam", config.learning_rate),
             train=part(0, config.size),
             epochs=config.epochs,
             batch_size=config.batch_size,

@@ -32,7 +32,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import optax
 
 from advjax import (
     APGD,
@@ -53,6 +52,7 @@ from advjax import (
 from advjax.data import Dataset, to_float
 from advjax.defences import NoisyConvolutions
 from advjax.evaluation.draws import success_over_draws
+from advjax.training import optimizer, schedule
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,7 +94,7 @@ def trained(
     training = Training(
         module=module,
         objective=Standard(),
-        optimizer=optax.adam(optax.cosine_decay_schedule(config.learning_rate, steps)),
+        optimizer=optimizer("adam", schedule("cosine_decay", config.learning_rate, steps)),
         train=train,
         epochs=config.epochs,
         batch_size=config.batch_size,

@@ -45,7 +45,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from advjax import FGSM, Linf, Standard, Training, create, fit, load, margin, pytree
 from advjax.attacks.substitute import Perceptron
@@ -54,6 +53,7 @@ from advjax.evaluation.heatmap import HeatMap
 from advjax.evaluation.report import Text, write_report
 from advjax.evaluation.transfer import TransferMatrix, transfer_matrix
 from advjax.models.external import from_sklearn
+from advjax.training import optimizer
 from advjax.types import Array, ArrayLike
 
 TECHNIQUES = ("DNN", "LR", "SVM", "DT", "kNN")
@@ -140,7 +140,7 @@ def fitted(
     training = Training(
         module=create(config.network),
         objective=Standard(),
-        optimizer=optax.adam(1e-3),
+        optimizer=optimizer("adam", 1e-3),
         train=train,
         epochs=config.epochs,
         batch_size=min(128, len(train)),

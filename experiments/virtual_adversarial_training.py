@@ -37,10 +37,10 @@ from typing import Any
 
 import jax
 import numpy as np
-import optax
 
 from advjax import APGD, L2, VAT, Standard, Training, create, evaluate, fit, load
 from advjax.data import Dataset
+from advjax.training import optimizer, schedule
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,7 +87,7 @@ def training(config: Config, train: Dataset, labels: int, seed: int, *, virtual:
     return Training(
         module=create("mlp", hidden=config.hidden, batch_norm=True),
         objective=objective,
-        optimizer=optax.adam(optax.cosine_decay_schedule(config.lr, config.steps)),
+        optimizer=optimizer("adam", schedule("cosine_decay", config.lr, config.steps)),
         train=labelled(train, labels, seed),
         unlabelled=train if virtual else None,  # the labelled images too
         unlabelled_ratio=config.unlabelled_ratio,

@@ -86,9 +86,8 @@ def main(args: Sequence[str]) -> None:
 
 def training(kind: str, train: Dataset, test: Dataset, seed: int) -> Training:
     """The specification of the ``standard`` or the ``robust`` run."""
-    import optax
-
     from advjax import PGD, Linf, Madry, Standard, Training, create
+    from advjax.training import optimizer, schedule
 
     steps = EPOCHS * (len(train) // BATCH)
     ball = Linf(EPS)
@@ -96,12 +95,12 @@ def training(kind: str, train: Dataset, test: Dataset, seed: int) -> Training:
     if kind == "robust":
         attack = PGD(ball=ball, steps=7, best=False)
         # eps grows over the first third: from the full eps at once, training may never take off.
-        ramp = optax.linear_schedule(0.0, 1.0, steps // 3)
+        ramp = schedule("linear", 0.0, 1.0, steps // 3)
         objective = Madry(attack=attack, eps_schedule=ramp)
     return Training(
         module=create("mlp", classes=10, hidden=(256, 256)),
         objective=objective,
-        optimizer=optax.adam(optax.warmup_cosine_decay_schedule(0.0, RATE, steps // 10, steps)),
+        optimizer=optimizer("adam", schedule("warmup_cosine_decay", 0.0, RATE, steps // 10, steps)),
         train=train,
         test=test,
         epochs=EPOCHS,

@@ -46,6 +46,7 @@ def write(folder: Path) -> Path:
     """
     from advjax.evaluation.charts import training_charts
     from advjax.evaluation.report import Facts, Row, Section, write_report
+    from advjax.spec import readable
     from advjax.training import RunError, read_config, read_rows
 
     try:
@@ -58,7 +59,7 @@ def write(folder: Path) -> Path:
     charts = training_charts(read_rows(folder))
     if charts:
         sections.append(Row(charts))
-    settings = {**said["training"], "config": said.get("config") or {}}
+    settings = readable({**said["training"], "config": said.get("config") or {}})
     settings["classes"] = ", ".join(settings["classes"])
     sections.append(Facts(settings, "Settings"))
     claim = _claim(folder / "experiment.py")

@@ -14,6 +14,7 @@ from advjax.checks import check_batch
 from advjax.evaluation.draws import DRAWS
 from advjax.evaluation.result import Evaluation
 from advjax.evaluation.runner import Progress, Runner, predict
+from advjax.spec import describe
 from advjax.types import as_model, example_keys, fold_in_each
 
 
@@ -92,7 +93,7 @@ def evaluate(
             "data": getattr(data, "name", "arrays"),
             "split": getattr(data, "split", ""),
             "examples": len(run.y),
-            "attacks": {name: repr(attack) for name, attack in named.items()},
+            "attacks": {name: describe(attack) for name, attack in named.items()},
             "batch_size": batch_size,
             "draws": run.draws,
             "devices": run.sharding.num_devices,

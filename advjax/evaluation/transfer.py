@@ -20,6 +20,7 @@ from advjax.evaluation.draws import DRAWS
 from advjax.evaluation.heatmap import HeatMap, percent
 from advjax.evaluation.runner import Progress, Runner, attack_key, ball_of, feasible, predict
 from advjax.evaluation.statistics import Accuracy
+from advjax.spec import describe
 from advjax.types import as_model, runs_on_host
 
 _SHOWN = {
@@ -249,7 +250,7 @@ def transfer_matrix(
             "data": getattr(data, "name", "arrays"),
             "split": getattr(data, "split", ""),
             "examples": n,
-            "attacks": {name: repr(own) for name, (_, own) in crafting.items()},
+            "attacks": {name: describe(own) for name, (_, own) in crafting.items()},
             "levels": levels,
             "invalid": invalid,
             "jax": jax.__version__,

@@ -10,6 +10,10 @@ from advjax.training.loop import fit as fit
 from advjax.training.objectives import *
 from advjax.training.objectives._shared import smoothed_cross_entropy as smoothed_cross_entropy
 from advjax.training.objectives.crafting import Crafting as Crafting
+from advjax.training.optimizers import Optimizer as Optimizer
+from advjax.training.optimizers import Schedule as Schedule
+from advjax.training.optimizers import optimizer as optimizer
+from advjax.training.optimizers import schedule as schedule
 from advjax.training.outcome import DivergedError as DivergedError
 from advjax.training.outcome import Event as Event
 from advjax.training.outcome import Result as Result

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import dataclasses
+import contextlib
 import hashlib
 import re
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
-from advjax.training.checkpoint import arrays_of
+from advjax import spec
+from advjax.training.optimizers import Optimizer
 
 
 def describe_network(module: Any, apply: Any = None) -> dict[str, Any]:
@@ -27,46 +27,8 @@ def describe_network(module: Any, apply: Any = None) -> dict[str, Any]:
         try:
             return describe(module)
         except ValueError:
-            return {"foreign": _show(module)}
-    return {"foreign": _show(apply)}
-
-
-def _show(value: Any) -> str:
-    text = value.__qualname__ if hasattr(value, "__qualname__") else repr(value)
-    return re.sub(r" at 0x[0-9a-f]+", "", " ".join(text.split()))
-
-
-def describe_settings(value: Any) -> Any:
-    """A pytree of settings as nested JSON, so that two can be compared field by field."""
-    if isinstance(value, nn.Module):
-        return describe_network(value)
-    if isinstance(value, Mapping):
-        weights = all(isinstance(v, (np.ndarray, jax.Array)) for v in jax.tree.leaves(value))
-        return (
-            checksum(value) if weights else {str(n): describe_settings(v) for n, v in value.items()}
-        )
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = {
-            f.name: describe_settings(getattr(value, f.name)) for f in dataclasses.fields(value)
-        }
-        return {"is": type(value).__name__, **fields}
-    if isinstance(value, (list, tuple)):
-        return [describe_settings(v) for v in value]
-    if value is None or isinstance(value, (bool, int, float, str)):
-        return value
-    if isinstance(value, (np.ndarray, np.generic, jax.Array)) and np.size(value) <= 16:
-        return np.asarray(value).tolist()
-    if isinstance(value, (np.ndarray, jax.Array)):
-        return checksum(value)
-    return _show(value)
-
-
-def checksum(tree: Any) -> str:
-    """Of a tree's arrays and their names."""
-    total = 0
-    for name, array in sorted(arrays_of(tree).items()):
-        total = zlib.crc32(array.tobytes(), zlib.crc32(name.encode(), total))
-    return f"crc32:{total:08x}"
+            return {"foreign": spec.text_of(module)}
+    return {"foreign": spec.text_of(apply)}
 
 
 def describe_data(data: Any) -> dict[str, Any] | None:
@@ -79,15 +41,18 @@ def describe_data(data: Any) -> dict[str, Any] | None:
     return {"name": data.name, "split": data.split, "n": len(data), "crc32": f"{crc:08x}"}
 
 
-def describe_optimizer(optimizer: optax.GradientTransformation, params: Any) -> str:
-    """A hash of the update's program, which has the learning rates and schedules in it."""
+def describe_optimizer(optimizer: optax.GradientTransformation, params: Any) -> Any:
+    """An ``Optimizer``'s spec; any other by its program, which has the numbers in it, as a hash."""
+    if isinstance(optimizer, Optimizer):
+        with contextlib.suppress(spec.SpecError):  # it holds something without a name
+            return spec.describe(optimizer, strict=True)
 
     def update(grads: Any, params: Any) -> Any:
         updates, state = optimizer.update(grads, optimizer.init(params), params)
         return optax.apply_updates(params, updates), state
 
-    text = program_text(update, params, params)
-    return "sha256:" + hashlib.sha256(text.encode()).hexdigest()[:16]
+    digest = hashlib.sha256(program_text(update, params, params).encode()).hexdigest()[:16]
+    return {"is": "foreign", "value": f"an optax transformation of program sha256:{digest}"}
 
 
 def program_text(function: Callable[..., Any], *args: Any) -> str:

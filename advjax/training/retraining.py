@@ -17,8 +17,8 @@ from advjax.attacks import Attack
 from advjax.data import Dataset, to_float
 from advjax.evaluation import Accuracy, evaluate
 from advjax.files import whole_file
+from advjax.spec import describe
 from advjax.training.apply import Bound
-from advjax.training.describe import describe_settings
 from advjax.training.loop import fit
 from advjax.training.outcome import Event, Progress, Snapshot
 from advjax.training.spec import Training, root_keys
@@ -129,8 +129,8 @@ def retrain(
     _check(training, attack, rounds, new, change, held)
     originals = training.train.take(chosen)
     told = {
-        "attack": describe_settings(attack),
-        "malicious": describe_settings(chosen),
+        "attack": describe(attack),
+        "malicious": describe(chosen),
         "warm": warm,
     }
     this, before, seen = training, None, set[bytes]()

@@ -159,9 +159,15 @@ def open_run(
     if was_run and not overwrite:
         old = read_config(folder)
         kept, found = old["training"], versions_of(folder)
-        if found.get("packages") != versions["packages"]:
+        if kept.get("spec") != fresh["training"].get("spec"):
+            raise RunError(
+                f"{folder} was begun by another version of advjax, whose settings cannot be "
+                "compared: finish it with that version, take another folder, or overwrite it"
+            )
+        given = fresh["training"]["optimizer"]
+        if found.get("packages") != versions["packages"] and given["is"] == "foreign":
             # Another version may write the same program in other words.
-            kept = {**kept, "optimizer": fresh["training"]["optimizer"]}
+            kept = {**kept, "optimizer": given}
         wrong = differences(kept, fresh["training"])
         wrong += differences(old.get("config"), config, "config")
         if wrong:

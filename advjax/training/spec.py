@@ -13,13 +13,12 @@ import numpy as np
 import optax
 
 from advjax.data import Dataset
+from advjax.spec import FORMAT, checksum, describe
 from advjax.training.apply import Bound, LinenApply
 from advjax.training.describe import (
-    checksum,
     describe_data,
     describe_network,
     describe_optimizer,
-    describe_settings,
 )
 from advjax.training.state import TrainState, create_state, equal_average, moving_average
 from advjax.training.step import AXIS, Step, make_step
@@ -304,14 +303,16 @@ class Training:
     def describe(self) -> dict[str, Any]:
         """JSON-able: every field that results depend on, so that two runs can be told apart.
 
-        An optimiser is known by what it computes, as a hash; callables by their names.
+        Objects are as ``advjax.spec`` writes them. What ``optimizer(...)`` made is told by name,
+        any other optimiser by its program, as a hash; closures are known by their names.
         """
         return {
+            "spec": FORMAT,
             "network": describe_network(self.module, self.apply),
             "input_shape": list(self.train.x.shape[1:]),
             "classes": list(self.train.classes),
             "params": "drawn from the seed" if self.params is None else checksum(self.params),
-            "objective": describe_settings(self.objective),
+            "objective": describe(self.objective),
             "optimizer": describe_optimizer(self.optimizer, self.params_shape()),
             "train": describe_data(self.train),
             "test": describe_data(self.test),
@@ -321,15 +322,15 @@ class Training:
             "neighbours": None if self.neighbours is None else checksum(self.neighbours),
             "steps": self.total_steps,
             "batch_size": self.batch_size,
-            "augment": describe_settings(self.augment),
+            "augment": describe(self.augment),
             "seed": self.seed,
             "ema_decay": self.ema_decay,
             "swa_start": self.swa_start,
             "evaluate_every": self._every,
             "evaluate_examples": self.evaluate_examples,
-            "attacks": {name: describe_settings(attack) for name, attack in self.attacks.items()},
+            "attacks": {name: describe(attack) for name, attack in self.attacks.items()},
             "patience": self.patience,
-            "watch": describe_settings(self.watch),
+            "watch": describe(self.watch),
             "watch_drop": None if self.watch is None else self.watch_drop,
         }
 

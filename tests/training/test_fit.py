@@ -102,7 +102,7 @@ def test_another_run_in_the_same_folder_is_refused_by_the_fields_that_differ(fin
     assert "\n" not in message
     assert "batch_size: the run has 64, given 32" in message
     assert "attacks.fgsm.ball.eps: the run has 0.05" in message
-    assert "optimizer:" in message and "seed" not in message
+    assert "optimizer.value:" in message and "seed" not in message
 
 
 def test_overwrite_starts_anew_and_leaves_other_files_alone(finished, tmp_path):

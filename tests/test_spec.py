@@ -1,0 +1,288 @@
+"""What is written as a spec comes back the same, to the bit; what cannot says why."""
+
+import dataclasses
+import json
+import math
+import sys
+from importlib import import_module
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import advjax
+from advjax import L2, PGD, Linf, Madry, Restarts, Targeted, create, defences, pytree, random_target
+from advjax.attacks import registry
+from advjax.balls import L0, L1
+from advjax.experiment import load_experiment
+from advjax.models import Classifier, Transformed
+from advjax.spec import SpecError, checksum, describe, from_json, readable, to_json
+from advjax.training import objectives, optimizer, schedule
+
+ROOT = Path(__file__).resolve().parents[1]
+ATTACK = PGD(ball=Linf(8 / 255), steps=3)
+GROW = schedule("linear", 0.0, 1.0, 100)
+
+
+def same(a, b):
+    """Whether two objects have the same structure and the same bits."""
+    if jax.tree.structure(a) != jax.tree.structure(b):
+        return False
+    bits = lambda x: (x.dtype, x.shape, np.asarray(x).tobytes()) if hasattr(x, "dtype") else x
+    pairs = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+    return all(bits(x) == bits(y) for x, y in pairs)
+
+
+MINE = (__name__,)  # a package that these tests trust
+
+
+def comes_back(thing, **options):
+    text = to_json(thing)
+    again = from_json(text, **options)
+    assert same(again, thing) and to_json(again) == text
+    return again
+
+
+@pytest.mark.parametrize("entry", registry.ENTRIES, ids=lambda entry: entry.name)
+def test_every_registered_attack_comes_back(entry):
+    for norm in entry.norms or ("l2",):
+        comes_back(entry.make(registry.ball_of(norm, 0.3 if entry.norms else math.inf)))
+
+
+def test_every_row_of_the_contract_comes_back(monkeypatch):
+    folder = Path(__file__).parent / "contract"
+    monkeypatch.syspath_prepend(folder)
+    rows = [path.stem for path in sorted(folder.glob("rows_*.py"))]
+    for row in rows:
+        for make in import_module(row).ROWS.values():
+            attack = make()
+            places = {
+                "source": getattr(attack, "source", None),  # a model that holds large arrays
+                "pixels": getattr(attack, "pixels", None),
+            }
+            values = {n: v for n, v in places.items() if v is not None}
+            comes_back(attack, trusted=rows, values=values)
+
+
+def test_every_ball_comes_back():
+    mask = np.arange(6, dtype=np.float32).reshape(2, 3) > 2
+    for ball in (Linf(8 / 255), L2(jnp.array([0.1, 1 / 3])), L1(), L0(3), Linf(0.1, mask=mask)):
+        comes_back(ball)
+
+
+WRAPPERS = (
+    Targeted(attack=Restarts(ATTACK, n=3), choose=random_target),
+    advjax.WorstOf(attacks=(ATTACK, advjax.APGD(ball=L2(0.5), loss=advjax.dlr))),
+    advjax.EOT(attack=ATTACK, samples=4),
+    advjax.MinimalNorm(ATTACK),
+    advjax.Lattice(attack=ATTACK),
+)
+
+
+@pytest.mark.parametrize("attack", WRAPPERS, ids=lambda attack: type(attack).__name__)
+def test_every_wrapper_comes_back(attack):
+    comes_back(attack)
+
+
+def network():
+    module = create("mlp", hidden=(2,))
+    params = {"w": jnp.arange(3.0)}
+    return Classifier(module, {"params": params})
+
+
+OBJECTIVES = {
+    "Standard": lambda o: o(label_smoothing=0.1),
+    "Madry": lambda o: o(ATTACK, eps_schedule=GROW),
+    "TRADES": lambda o: o(ATTACK, beta=1 / 3, eps_schedule=GROW),
+    "MART": lambda o: o(ATTACK, beta=5.0),
+    "FreeAT": lambda o: o(ball=Linf(0.1), replays=4),
+    "AWP": lambda o: o(Madry(ATTACK), gamma=0.01),
+    "GradAlign": lambda o: o(Madry(ATTACK), weight=0.2),
+    "GradientPenalty": lambda o: o(weight=0.2),
+    "LogitSqueezing": lambda o: o(weight=0.2),
+    "EnsembleAdversarial": lambda o: o(attack=ATTACK, models=(network(),)),
+    "VAT": lambda o: o(eps=2.0),
+    "AdversarialRegularization": lambda o: o(step=0.1),
+    "GraphRegularization": lambda o: o(multiplier=0.1),
+    "DANN": lambda o: o(factor=0.5),
+    "MultiTask": lambda o: o(tables={"parity": (0, 1, 0, 1)}),
+    "IBP": lambda o: o(ball=Linf(0.1), eps_schedule=GROW, kappa_schedule=schedule("constant", 0.5)),
+}
+
+
+@pytest.mark.parametrize(
+    "name", [n for n in objectives.__all__ if isinstance(getattr(objectives, n), type)]
+)
+def test_every_objective_comes_back(name):
+    objective = OBJECTIVES[name](getattr(objectives, name))
+    held = {"models.0.variables": network().variables} if name == "EnsembleAdversarial" else {}
+    comes_back(objective, values=held)
+
+
+def points(model):
+    return model
+
+
+DEFENCES = {
+    "BitDepth": lambda d, m: d(bits=3),
+    "FeatureSqueezing": lambda d, m: d(model=m, squeezers=(defences.BitDepth(bits=3),)),
+    "JPEG": lambda d, m: d(quality=75),
+    "JumpReLU": lambda d, m: d(model=m, kappa=0.1),
+    "KernelDensity": lambda d, m: d(
+        model=m, features=points, points=np.eye(3), labels=jnp.array([0, 2, 1]), bandwidth=0.3
+    ),
+    "Mahalanobis": lambda d, m: d(features=points, means=np.eye(3), whitening=np.eye(3)),
+    "MedianFilter": lambda d, m: d(window=3),
+    "NoisyConvolutions": lambda d, m: d(network=m.module, sigma_first=0.1),
+    "PixelDropout": lambda d, m: d(keep=0.7),
+    "Preprocessed": lambda d, m: d(model=m, transform=defences.JPEG()),
+    "RandomSelfEnsemble": lambda d, m: d(model=m, sigma_first=0.2),
+    "Smoothed": lambda d, m: d(model=m, sigma=0.25),
+    "TotalVariation": lambda d, m: d(weight=0.1),
+    "WithDetector": lambda d, m: d(
+        model=m,
+        detector=defences.FeatureSqueezing(model=points, squeezers=(defences.JPEG(),)),
+        threshold=0.2,
+    ),
+}
+SETTINGS = ("Certificate", "Roc")  # results, no settings
+
+
+@pytest.mark.parametrize(
+    "name",
+    [n for n in defences.__all__ if isinstance(getattr(defences, n), type) and n not in SETTINGS],
+)
+def test_every_defence_comes_back(name):
+    defence = DEFENCES[name](getattr(defences, name), network())
+    has_model = "model" in {field.name for field in dataclasses.fields(defence)}
+    held = {"model.variables": network().variables} if has_model else {}
+    comes_back(defence, values=held, trusted=MINE)
+
+
+def test_transforms_and_augmentation_come_back():
+    comes_back(advjax.Augment())
+    comes_back(Transformed(points, defences.PixelDropout()), trusted=MINE)
+
+
+EXPERIMENTS = sorted((ROOT / "experiments").glob("*.py"))
+
+
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
+def test_every_experiments_config_comes_back(path):
+    experiment = load_experiment(path)
+    config = experiment.config(data_dir=Path("somewhere"))
+    again = from_json(to_json(config), trusted=(experiment.config.__module__,))
+    assert again == config and dataclasses.asdict(again) == dataclasses.asdict(config)
+    assert all(
+        type(getattr(again, f.name)) is type(getattr(config, f.name))
+        for f in dataclasses.fields(config)
+    )
+
+
+def test_every_number_has_its_bits():
+    rng = np.random.default_rng(0)
+    words = rng.integers(0, 2**32, 300, dtype=np.uint32)
+    for value in [*words.view(np.float32), np.float32("inf"), np.float32(-0.0), np.float32(1e-45)]:
+        if np.isnan(value):
+            continue
+        leaf = from_json(to_json(Held(value=value)), trusted=MINE).value
+        assert leaf.dtype == np.float32 and leaf.tobytes() == value.tobytes()
+    for value in (0.1, 1 / 3, math.inf, -0.0, 5e-324):
+        assert str(from_json(to_json({"a": value}))["a"]) == str(value)
+    for dtype in ("float32", "bfloat16", "float16", "int32", "bool"):
+        array = jnp.asarray(rng.normal(size=(2, 3)) * 3, dtype)
+        back = from_json(to_json(Held(value=array)), trusted=MINE).value
+        assert back.dtype == array.dtype and back.tobytes() == np.asarray(array).tobytes()
+    odd = np.array([math.nan, math.inf, -math.inf], np.float32)
+    assert same(from_json(to_json(Held(value=odd)), trusted=MINE), Held(value=odd))
+
+
+@pytree
+class Held:
+    value: object = dataclasses.field()
+    function: object = dataclasses.field(default=None)
+
+
+def test_large_arrays_are_asked_for_and_checked():
+    large = np.arange(100, dtype=np.float32)
+    text = to_json({"defence": Held(value=large)})
+    said = r"defence.value is known by its checksum, crc32:\w+; expected its value: from_json\(spec"
+    with pytest.raises(SpecError, match=said):
+        from_json(text, trusted=MINE)
+    back = from_json(text, trusted=MINE, values={"defence.value": large})["defence"]
+    assert np.array_equal(back.value, large)
+    with pytest.raises(SpecError, match=r"values\['defence.value'\] has checksum .*; expected"):
+        from_json(text, trusted=MINE, values={"defence.value": large + 1})
+    with pytest.raises(SpecError, match="no place 'defense'"):
+        from_json(text, trusted=MINE, values={"defence.value": large, "defense": 1})
+    assert checksum({"a": large}) != checksum({"b": large}) != checksum({"b": large[None]})
+
+
+def test_what_has_no_import_path_is_refused_by_its_place():
+    with pytest.raises(SpecError, match=r"function is <function .* no import path; exp"):
+        to_json(Held(value=1, function=lambda x: x))
+    with pytest.raises(SpecError, match="eps_schedule is <function polynomial_schedule.* schedule"):
+        to_json(Madry(ATTACK, eps_schedule=optax.linear_schedule(0.0, 1.0, 3)))
+    with pytest.raises(SpecError, match="value is a key; expected settings"):
+        to_json(Held(value=jax.random.key(0)))
+    with pytest.raises(SpecError, match="ball.eps is traced; expected values"):
+        jax.jit(lambda eps: to_json(PGD(ball=Linf(eps))))(0.1)
+
+    @dataclasses.dataclass
+    class Local:
+        a: int = 1
+
+    with pytest.raises(SpecError, match="Local has no import path; expected a module's class"):
+        to_json(Local())
+    told = describe(Held(value=Local(), function=lambda x: x))
+    assert told["value"]["a"] == 1
+    with pytest.raises(SpecError, match="function was .*lambda.*; expected its value: from_json"):
+        from_json({**told, "value": 1}, trusted=MINE)
+    read = from_json({**told, "value": 1}, values={"function": points}, trusted=MINE)
+    assert read.function is points
+
+
+@pytest.mark.parametrize(
+    ("spec", "said"),
+    [
+        ("{", "no spec: expected what to_json wrote"),
+        ("[1]", "no spec: expected what to_json wrote, given"),
+        ({"name": "mlp", "fields": {}}, "no spec: expected what to_json wrote, given"),
+        ({"spec": 9, "of": 1}, "format 9; expected format 1: read it with the version of advjax"),
+        ({"is": "PGD", "steps": 3}, "'PGD', which is no import path: expected a spec of format 1;"),
+        ({"is": "advjax.PDG"}, "advjax has no PDG; did you mean PGD"),
+        ({"is": "advjax.PGD", "step": 3}, "unknown field 'step' of advjax.PGD; did you mean steps"),
+        ({"is": "advjax.PGD"}, "advjax.PGD: .*missing .* 'ball'"),
+        ({"is": "advjax.Linf", "eps": -1.0}, "advjax.Linf: .*eps"),
+        ({"is": "advjax.evaluate"}, "advjax.evaluate is no dataclass"),
+        ({"is": "my.attacks.Mine"}, r"my.attacks.Mine is not of advjax, .*trusted=\('my',\)"),
+        ({"is": "os.system"}, "os.system is not of advjax"),
+        ({"is": "advjax.files.os.system"}, "is not defined there"),
+        ({"is": "advjax.__main__.main"}, "is not of advjax"),
+        ({"is": "advjaxes.PGD"}, "advjaxes.PGD is not of advjax"),
+    ],
+)
+def test_what_is_no_spec_is_refused_by_name(spec, said):
+    with pytest.raises(SpecError, match=said):
+        from_json(spec)
+
+
+def test_reading_runs_nothing_but_constructors(tmp_path, monkeypatch):
+    """A module that is not trusted is not even imported."""
+    (tmp_path / "hostile_module.py").write_text("raise AssertionError('was imported')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    spec = {"is": "advjax.Madry", "attack": {"is": "hostile_module.Attack"}}
+    with pytest.raises(SpecError, match="hostile_module.Attack is not of"):
+        from_json(json.dumps(spec))
+    assert "hostile_module" not in sys.modules
+
+
+def test_people_read_it():
+    adam = optimizer("adam", schedule("triangular", peak=0.005, top=20, steps=100))
+    said = readable({"optimizer": describe(adam), "n": [1, describe(Linf(0.1))]})
+    assert said["optimizer"] == "adam(learning_rate=triangular(peak=0.005, top=20, steps=100))"
+    assert said["n"] == [1, "Linf(eps=0.1, lower=0.0, upper=1.0, mask=None)"]
+    assert "loss=advjax.cross_entropy" in readable(describe(ATTACK))
