@@ -81,7 +81,7 @@ def page() -> str:
 def defaults(entry: Entry) -> str:
     """The numbers that the attack has if one says nothing but the ball."""
     norm = entry.norms[0] if entry.norms else "l2"
-    made = entry.make(registry.ball_of(norm, 1.0 if limited(entry) and entry.norms else np.inf))
+    made = entry.make(registry.ball_of(norm, 1.0 if entry.limited and entry.norms else np.inf))
     if not dataclasses.is_dataclass(made) or entry.name == "AutoAttack":
         return "version standard"
     shown = []
@@ -96,12 +96,6 @@ def defaults(entry: Entry) -> str:
     return ", ".join(shown)
 
 
-def limited(entry: Entry) -> bool:
-    """Whether the attack is run with an eps; MinimalNorm takes it as a first guess."""
-    least = (registry.LEAST, registry.SPARSE, registry.SHAPE)
-    return entry.family not in least or entry.name == "MinimalNorm"
-
-
 def picture(out: Path) -> None:
     """docs/attacks.png: a contact sheet."""
     from PIL import Image, ImageDraw
@@ -112,7 +106,7 @@ def picture(out: Path) -> None:
     cells = []
     for entry in ENTRIES:
         for norm in entry.norms or ("",):
-            eps = EPS[norm] if norm and limited(entry) else np.inf
+            eps = EPS[norm] if norm and entry.limited else np.inf
             ball = registry.ball_of(norm or "l2", eps)
             attack = trained(entry, ball, model, others) or entry.make(ball)
             record = attack.run(jax.random.key(0), model, x, y)

@@ -29,7 +29,8 @@ class Entry:
       oracle: what it sees of the model.
       source: paper, and where in it.
       cost: passes per example; n is the number of steps.
-      make: the attack on a ball, with its defaults; of what is trained, the untrained one.
+      make: the attack on a ball, with its defaults or these fields; of what is trained, the
+        untrained one.
     """
 
     name: str
@@ -39,7 +40,12 @@ class Entry:
     oracle: Oracle
     source: str
     cost: str
-    make: Callable[[Ball], Attack]
+    make: Callable[..., Attack]
+
+    @property
+    def limited(self) -> bool:
+        """Whether it is run with an eps; ``MinimalNorm`` takes it as a first guess."""
+        return self.family not in (LEAST, SPARSE, SHAPE) or self.name == "MinimalNorm"
 
 
 ALL = ("linf", "l2", "l1", "l0")
@@ -66,12 +72,15 @@ def _row(
     oracle: Oracle = "gradient",
     targeted: bool = True,
 ) -> Entry:
-    make = getattr(attacks, name)
-    if name in _WRAPPERS:
-        made = lambda ball: make(attacks.PGD(ball=ball))
-    else:
-        made = lambda ball: make(ball=ball, **_UNTRAINED.get(name, {}))
-    return Entry(name, family, norms, targeted, oracle, source, cost, made)
+    def make(ball: Ball, **fields: Any) -> Attack:
+        if name in _WRAPPERS:
+            fields = {"attack": attacks.PGD(ball=ball), **fields}
+        else:
+            fields = {"ball": ball, **_UNTRAINED.get(name, {}), **fields}
+        made: Attack = getattr(attacks, name)(**fields)
+        return made
+
+    return Entry(name, family, norms, targeted, oracle, source, cost, make)
 
 
 ENTRIES = (

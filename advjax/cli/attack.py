@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
 from advjax.aligned_text import ruled
 from advjax.cli.console import Console
-from advjax.cli.options import Budget, Method, Run, Which, attack_of
-from advjax.cli.parsing import UsageError, parse
-from advjax.cli.predict import logits_of, run_and_images, softmax
+from advjax.cli.methods import Budget, make, norm_of, parse_with_attacks
+from advjax.cli.options import Images, Run
+from advjax.cli.parsing import UsageError
+from advjax.cli.predict import logits_of, softmax
 
 if TYPE_CHECKING:
     import numpy as np
@@ -28,38 +30,27 @@ Writes NAME_original.png (as the network sees it), NAME_modified.png and NAME_am
 change, 50 times larger, around grey), and tells the predictions before, after, and after the
 modified image has been rounded to 8 bits and read back. Images of another size are resized.
 
-Every method but penalised changes an image by up to --eps. penalised looks for a small change, in
-the sense of --penalty, in 1000 steps of 0.001 (--steps, --step-size), and needs no --eps; it tells
-the change's size in all norms and shows it without its sign (--signed: with it).
+Any attack of docs/attacks.md may be named, and all its fields are options: advjax attack --attack
+ddn --help lists those of ddn. Attacks on a budget change an image by up to --eps. Those that look
+for a small change, such as ddn, need none. penalised (a change in the sense of --penalty) shows it
+without its sign (--signed: with it), in all norms.
 
 examples:
   advjax attack digit.png --run runs/demo/robust --eps 0.2
+  advjax attack digit.png apgd --run runs/demo/robust --eps 0.2 --loss dlr
   advjax attack *.jpg --run runs/cifar10 --eps 8/255 --target ship --steps 100 --out adversarial
   advjax attack face.png --run runs/faces --method penalised --penalty l1 --confidence 1"""
 
 
 @dataclasses.dataclass(frozen=True)
-class Options:
-    images: Annotated[
-        tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="IMAGE [IMAGE ...]")
-    ] = ()
-    """PNG or JPEG files."""
-    run: Path | None = None
-    """The run folder (required), or an experiment file whose run is runs/FILE."""
-    checkpoint: Which = "best"
-    """The checkpoint with the best robust accuracy while training, or the last one."""
-    attack: Annotated[Method | Literal["penalised"], tyro.conf.arg(aliases=["--method"])] = "pgd"
-    """How to attack."""
+class Options(Images):
+    attack: Annotated[str, tyro.conf.arg(aliases=["--method"])] = "pgd"
+    """How to attack: pgd, apgd, ddn, ...; the name may also follow the images. Its fields are
+    options too."""
     eps: float | None = None
-    """Radius (required, but for penalised), in units of images in [0, 1]; 8/255 is taken."""
+    """Radius, in units of images in [0, 1], such as 0.1 or 8/255; required by attacks on a budget.
+    """
     budget: tyro.conf.OmitArgPrefixes[Budget] = dataclasses.field(default_factory=Budget)
-    penalty: Literal["l1", "l2", "linf"] | None = None
-    """For penalised: few pixels change (l1), all a little (l2), all alike (linf). None: l2."""
-    weight: float | None = None
-    """For penalised: how much the penalty counts. None: less and less, until the class changes."""
-    confidence: float | None = None
-    """For penalised: by how much the new class must lead, in logits; a lead of 0 may not survive
-    the rounding to 8 bits. None: 0.5."""
     target: str | None = None
     """Class to reach, by name or number. None: any class but the one predicted."""
     out: Path = Path(".")
@@ -72,25 +63,33 @@ class Options:
     """For penalised: show the change with its sign, around grey, as for the other attacks."""
     seed: int = 0
     """Decides the random start."""
-    json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """Print one JSON object instead of a table."""
 
 
 def main(args: Sequence[str]) -> None:
-    options = parse(Options, args, prog=PROG, description=DESCRIPTION)
-    penalised = options.attack == "penalised"
-    if options.images and options.eps is None and not penalised:
+    leading = [*itertools.takewhile(lambda arg: not arg.startswith("-"), args)]
+    if len(leading) > 1 and not Path(leading[-1]).suffix and not Path(leading[-1]).exists():
+        args = [*leading[:-1], "--attack", leading[-1], *args[len(leading) :]]
+    options, given, (entry,) = parse_with_attacks(Options, args, PROG, DESCRIPTION)
+    penalised = entry.name == "Penalised"
+    if options.signed and not penalised:
+        raise UsageError(f"--signed is for penalised, not for {entry.name.lower()}")
+    if options.images and options.eps is None and entry.limited:
         raise UsageError("no radius given: --eps, for instance 0.1 or 8/255")
     twice = [stem for stem, n in Counter(path.stem for path in options.images).items() if n > 1]
     if twice:
         raise UsageError(f"two images are called {twice[0]}, their results would be one file")
-    run = run_and_images(options.images, options.run, options.checkpoint, PROG)
+    run = options.load(PROG)
     target = None if options.target is None else run.class_index(options.target)
-    found = _attack(run, options, target)
+    if target is not None and not entry.targeted:
+        raise UsageError(f"{entry.name.lower()} has no target; --attack apgd or pgd has")
+    attack = make(entry, options.eps, options.budget, given)
+    absolute = options.absolute or (penalised and not options.signed)
+    found = _attack(run, options, attack, target, absolute)
     console = Console(options.json)
     show = lambda said: f"{run.class_name(said['class'])} {100 * said['probability']:.1f} %"
     stages = ("before", "after", "after_png")
-    norms = ("linf", "l2", "l1") if penalised else (options.budget.norm,)
+    norm = None if penalised else norm_of(entry, options.budget)
+    norms = ("linf", "l2", "l1") if norm is None else (norm,)
     rows = [
         [f["image"], *map(show, map(f.get, stages)), *(f"{f['distances'][n]:.4g}" for n in norms)]
         for f in found
@@ -108,7 +107,9 @@ def main(args: Sequence[str]) -> None:
     console.result({"run": str(run.folder), "checkpoint": options.checkpoint, "images": found})
 
 
-def _attack(run: Run, options: Options, target: int | None) -> list[dict[str, Any]]:
+def _attack(
+    run: Run, options: Options, attack: Attack, target: int | None, absolute: bool
+) -> list[dict[str, Any]]:
     """Attacks all images at once and writes the files; one record per image."""
     import jax
     import numpy as np
@@ -116,20 +117,16 @@ def _attack(run: Run, options: Options, target: int | None) -> list[dict[str, An
     from advjax.attacks import Targeted
     from advjax.evaluation.images import amplified, image_size, load_image, save_png
 
-    attack: Any = _method(options)
     x = np.stack([load_image(path, run.input_shape) for path in options.images])
     before = _predicted(run, x)
     if target is None:
         y = np.array([said["class"] for said in before], np.int32)
     else:
-        if options.attack == "autoattack":
-            raise UsageError("autoattack has no target; --attack apgd or pgd has")
         attack = Targeted(attack=attack)
         y = np.full(len(x), target, np.int32)
     record = attack.run(jax.random.key(options.seed), run.model, x, y)
     x_adv = np.asarray(record.x_adv)
     options.out.mkdir(parents=True, exist_ok=True)
-    absolute = options.absolute or (options.attack == "penalised" and not options.signed)
     files = []
     for path, original, modified in zip(options.images, x, x_adv, strict=True):
         shown = amplified(original, modified, options.amplify, absolute=absolute)
@@ -156,35 +153,6 @@ def _attack(run: Run, options: Options, target: int | None) -> list[dict[str, An
         }
         for i in range(len(x))
     ]
-
-
-def _method(options: Options) -> Attack:
-    """The attack that the options describe.
-
-    Raises:
-      UsageError: for options that do not belong together.
-    """
-    from advjax import balls
-    from advjax.attacks.penalised import Penalised
-
-    own = ("penalty", "weight", "confidence")
-    given = {name: getattr(options, name) for name in own if getattr(options, name) is not None}
-    if options.attack != "penalised":
-        if given or options.signed:
-            name = next(iter(given), "signed")
-            raise UsageError(f"--{name} is for penalised, not for {options.attack}")
-        assert options.eps is not None
-        return attack_of(options.attack, options.eps, options.budget)
-    budget = options.budget
-    if budget.restarts != 1:
-        raise UsageError("penalised has no random start that --restarts could vary; use pgd")
-    kind: Any = {"linf": balls.Linf, "l2": balls.L2, "l1": balls.L1}[budget.norm]
-    ball = kind() if options.eps is None else kind(options.eps)
-    fields: dict[str, Any] = {"penalty": "l2", "confidence": 0.5} | given
-    for name in ("steps", "step_size"):
-        if getattr(budget, name) is not None:
-            fields[name] = getattr(budget, name)
-    return Penalised(ball=ball, **fields)
 
 
 def _distances(change: np.ndarray) -> dict[str, float]:

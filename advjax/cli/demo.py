@@ -6,12 +6,11 @@ import dataclasses
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
-
-import tyro
+from typing import TYPE_CHECKING, Any
 
 from advjax.aligned_text import ruled
 from advjax.cli.console import Console
+from advjax.cli.options import Output
 from advjax.cli.parsing import parse
 
 if TYPE_CHECKING:
@@ -40,13 +39,11 @@ NAMES = {"standard": "standard", "robust": "Madry"}
 
 
 @dataclasses.dataclass(frozen=True)
-class Options:
+class Options(Output):
     seed: int = 0
     """Decides initial weights, batches and random starts."""
     out: Path = Path("runs/demo")
     """Folder for the report and the two runs; what an earlier demo left there is replaced."""
-    json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """Print one JSON object instead of the table."""
 
 
 def main(args: Sequence[str]) -> None:

@@ -3,39 +3,49 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
 from advjax.cli.console import Console
-from advjax.cli.options import Budget, Method, Run, Which, attack_of, load_run
-from advjax.cli.parsing import UsageError, parse
+from advjax.cli.methods import Budget, make, norm_of, parse_with_attacks, starts_at_random
+from advjax.cli.options import Run, Trained, load_run
+from advjax.cli.parsing import UsageError
+
+if TYPE_CHECKING:
+    from advjax.attacks.registry import Entry
 
 PROG = "advjax evaluate"
 DESCRIPTION = """Measures the accuracy of a trained classifier on clean and on attacked images.
 
 RUN is a run folder, or an experiment file FILE.py whose run is runs/FILE. An image counts as robust
 if it is classified right both clean and attacked. Results go to RUN/evaluations and the report.
+Any attack of docs/attacks.md may be named, and all its fields are options: advjax evaluate --attack
+apgd --help lists those of apgd.
 
 examples:
   advjax evaluate runs/mnist_fast --eps 0.3 --steps 50 --step-size 0.01 --restarts 10
+  advjax evaluate runs/mnist_fast --attack apgd --loss dlr --eps 0.3
   advjax evaluate runs/a runs/b --attack fgsm pgd --eps 2/255 4/255 8/255 --json"""
 
 PICTURES = 12  # adversarial images kept for the report
 
 
 @dataclasses.dataclass(frozen=True)
-class Options:
+class Options(Trained):
     runs: Annotated[
         tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN [RUN ...]")
     ] = ()
     """Run folders or experiment files."""
-    attack: tuple[Method, ...] = ("pgd",)
-    """Attacks, one or several."""
+    attack: tuple[str, ...] = ()
+    """Attacks, one or several: pgd, apgd, ddn, ...; their fields are options too. None: pgd where
+    an eps is given, else clean accuracy alone."""
     eps: tuple[float, ...] = ()
-    """Radii, one or several, for images in [0, 1], like 8/255. Without: clean accuracy alone."""
+    """Radii, one or several, for images in [0, 1], like 8/255. None: that of the run's own attack
+    in this norm."""
     budget: tyro.conf.OmitArgPrefixes[Budget] = dataclasses.field(default_factory=Budget)
     targeted: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Aim at a random wrong class of every image; reaching it is success."""
@@ -47,44 +57,57 @@ class Options:
     """Another data set: a name, an .npz file or a folder class/*.png. None: the run's own."""
     data_dir: Path | None = None
     """Where tensorflow-datasets are. None: where the run had them."""
-    checkpoint: Which = "best"
-    """The checkpoint with the best robust accuracy while training, or the last one."""
     batch_size: int = 256
     """Images at a time; results do not depend on it."""
     seed: int = 0
     """Decides every random draw."""
-    json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """Print one JSON object instead of tables."""
 
 
 def main(args: Sequence[str]) -> None:
-    options = parse(Options, args, prog=PROG, description=DESCRIPTION)
+    options, given, entries = parse_with_attacks(Options, args, PROG, DESCRIPTION)
     if not options.runs:
         raise UsageError(f"no run given: {PROG} RUN ...")
     console = Console(options.json)
-    attacks = _attacks(options)
-    found = [_evaluate(load_run(path, options.checkpoint), options, attacks, console)
-             for path in options.runs]  # fmt: skip
+    if not options.attack and not options.eps:
+        if given:
+            raise UsageError(f"--{next(iter(given))} is for an attack: --attack pgd, or --eps 0.1")
+        entries = []
+    found = []
+    for path in options.runs:
+        run = load_run(path, options.checkpoint)
+        attacks = {}
+        for entry in entries:
+            attacks.update(_attacks(entry, run, options, given, alone=len(entries) == 1))
+        found.append(_evaluate(run, options, given, attacks, console))
     console.result({"evaluations": found})
 
 
-def _attacks(options: Options) -> dict[str, Any]:
-    """Name to attack, for every method and eps."""
+def _attacks(
+    entry: Entry, run: Run, options: Options, given: Mapping[str, Any], alone: bool
+) -> dict[str, Any]:
+    """Name to attack, for every eps."""
+    norm, budget = norm_of(entry, options.budget), options.budget
+    method = "-".join([entry.name.lower(), *([norm] if norm else [])])
+    radii: tuple[float | None, ...] = options.eps
+    if not radii:
+        radii = (run.eps(norm) if entry.limited else None,)
     named = {}
-    for method in options.attack if options.eps else ():
-        for eps in options.eps:
-            budget = options.budget
-            if method == "fgsm":  # one step, whatever the others make
-                budget = dataclasses.replace(budget, steps=None, step_size=None)
-            if method != "pgd":
+    for eps in radii:
+        if not alone and budget.restarts != 1:
+            plain = make(entry, eps, dataclasses.replace(budget, restarts=1), given)
+            if not starts_at_random(plain):  # other attacks may
                 budget = dataclasses.replace(budget, restarts=1)
-            name = f"{method}-{budget.norm} eps {eps:.4g}"
-            named[name] = attack_of(method, eps, budget, targeted=options.targeted)
+        name = method if eps is None else f"{method} eps {eps:.4g}"
+        named[name] = make(entry, eps, budget, given, targeted=options.targeted)
     return named
 
 
 def _evaluate(
-    run: Run, options: Options, attacks: dict[str, Any], console: Console
+    run: Run,
+    options: Options,
+    given: Mapping[str, Any],
+    attacks: dict[str, Any],
+    console: Console,
 ) -> dict[str, Any]:
     import jax
     import numpy as np
@@ -113,7 +136,7 @@ def _evaluate(
             keep_images=PICTURES,
             progress=lambda stage, done, total: tell(done, total, stage),
         )
-    path = run.folder / "evaluations" / _file_name(options)
+    path = run.folder / "evaluations" / _file_name(options, given, bool(attacks))
     found.save(path)
     np.save(path.with_name(path.name + "-images.npy"), data.x[:PICTURES])
     report = write(run.folder)
@@ -130,14 +153,15 @@ def _evaluate(
     }
 
 
-def _file_name(options: Options) -> str:
+def _file_name(options: Options, given: Mapping[str, Any], attacked: bool) -> str:
     """One name for one kind of evaluation: the same command again replaces its result."""
     budget = options.budget
     parts = [options.checkpoint, options.split]
-    if options.eps:
-        parts += [*options.attack, budget.norm, *(f"{eps:.4g}" for eps in options.eps)]
-        parts += [f"{budget.steps}steps"] if budget.steps is not None else []
-        parts += [f"{budget.restarts}restarts"] if budget.restarts != 1 else []
+    if attacked:
+        parts += [*(options.attack or ("pgd",)), *([budget.norm] if budget.norm else [])]
+        parts += [f"{eps:.4g}" for eps in options.eps]
+        shown = {**given, **({"restarts": budget.restarts} if budget.restarts != 1 else {})}
+        parts += [re.sub(r"[^\w.]+", "_", f"{value}{name}") for name, value in shown.items()]
         parts += ["targeted"] if options.targeted else []
     parts += [str(options.examples)] if options.examples is not None else []
     return "-".join(parts)

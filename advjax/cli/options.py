@@ -1,100 +1,51 @@
-"""Options that several commands share, and the attacks they describe."""
+"""Options that several commands share, and the trained run that they name."""
 
 from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Annotated, Any, Literal
+
+import tyro
 
 from advjax.cli.parsing import UsageError
 
-if TYPE_CHECKING:
-    from advjax.attacks import Attack
 
-Method = Literal[
-    "fgsm", "bim", "pgd", "mim", "apgd", "square", "fab", "deepfool", "ddn", "fmn", "autoattack"
-]
-# Attacks that set their own step, and what advjax calls them.
-_STEPLESS = {
-    "apgd": "APGD",
-    "square": "Square",
-    "fab": "FAB",
-    "deepfool": "DeepFool",
-    "ddn": "DDN",
-    "fmn": "FMN",
-    "autoattack": "AutoAttack",
-}
-Norm = Literal["linf", "l2", "l1"]
-Which = Literal["best", "last"]
+@dataclasses.dataclass(frozen=True)
+class Output:
+    json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Print one JSON object instead of text."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Budget:
-    """How an attack may change an image and how hard it tries."""
-
-    norm: Norm = "linf"
-    """What eps measures: the largest change of a pixel (linf), Euclidean (l2) or summed (l1)."""
-    steps: int | None = None
-    """Steps. None: 40 for pgd, 10 for bim and mim, the published number for the others; fgsm has
-    one, autoattack its own."""
-    step_size: float | None = None
-    """Length of a step. None: 2.5 eps / steps for pgd, eps / steps for bim, mim and fgsm; the
-    others set their own."""
-    restarts: int = 1
-    """Tries from new random starts; an image that falls in one of them has fallen."""
+class Trained(Output):
+    checkpoint: Literal["best", "last"] = "best"
+    """The checkpoint with the best robust accuracy while training, or the last one."""
 
 
-def attack_of(method: str, eps: float, budget: Budget, *, targeted: bool = False) -> Attack:
-    """The attack that the options describe.
+@dataclasses.dataclass(frozen=True)
+class Images(Trained):
+    images: Annotated[
+        tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="IMAGE [IMAGE ...]")
+    ] = ()
+    """PNG or JPEG files."""
+    run: Path | None = None
+    """The run folder (required), or an experiment file whose run is runs/FILE."""
 
-    Args:
-      method: one of ``Method``.
-      eps: radius in ``budget.norm``, for images in [0, 1].
-      targeted: aim at a random wrong class of every image.
+    def load(self, prog: str) -> Run:
+        """The run, after checking that the images are there.
 
-    Raises:
-      UsageError: for options that do not belong together.
-      ValueError: for numbers out of range.
-    """
-    from advjax import attacks, balls
-
-    ball: Any = {"linf": balls.Linf, "l2": balls.L2, "l1": balls.L1}[budget.norm](eps)
-    fields: dict[str, Any] = {"ball": ball}
-    if method in _STEPLESS:
-        _check_stepless(method, budget, targeted)
-    else:
-        fields["step_size"] = budget.step_size
-    if budget.steps is not None:
-        if method == "fgsm":
-            raise UsageError("fgsm is one step, --steps does not go with it; bim is fgsm repeated")
-        fields["steps"] = budget.steps
-    make: dict[str, Any] = {
-        "fgsm": attacks.FGSM,
-        "bim": attacks.BIM,
-        "pgd": attacks.PGD,
-        "mim": attacks.MIM,
-        **{key: getattr(attacks, name) for key, name in _STEPLESS.items()},
-    }
-    attack = make[method](**fields)
-    if budget.restarts != 1:
-        if method != "pgd":
-            raise UsageError(f"{method} has no random start that --restarts could vary; use pgd")
-        attack = attacks.Restarts(attack=attack, n=budget.restarts)
-    if targeted:
-        attack = attacks.Targeted(attack=attack, choose=attacks.random_target)
-    return attack
-
-
-def _check_stepless(method: str, budget: Budget, targeted: bool) -> None:
-    from advjax.attacks import registry
-
-    known = registry.entry(_STEPLESS[method])
-    if budget.norm not in known.norms:
-        raise UsageError(f"{method} does not know the norm {budget.norm}; {', '.join(known.norms)}")
-    if budget.step_size is not None:
-        raise UsageError(f"{method} sets its own step, --step-size does not go with it")
-    if method == "autoattack" and (targeted or budget.steps is not None):
-        raise UsageError("autoattack is fixed: neither --steps nor a target goes with it")
+        Raises:
+          UsageError: if an image or the run is missing.
+        """
+        if not self.images:
+            raise UsageError(f"no image given: {prog} IMAGE ... --run RUN")
+        if self.run is None:
+            raise UsageError(f"no run given: {prog} IMAGE ... --run RUN")
+        for path in self.images:
+            if not path.is_file():
+                raise UsageError(f"no image {path}")
+        return load_run(self.run, self.checkpoint)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,6 +73,19 @@ class Run:
         name = self.classes[index] if 0 <= index < len(self.classes) else str(index)
         return name if name == str(index) else f"{index} ({name})"
 
+    def eps(self, norm: str | None) -> float:
+        """The radius, in this norm, of the attack that the training was evaluated with.
+
+        Raises:
+          UsageError: if there is none.
+        """
+        radii = [
+            eps for attack in self.training["attacks"].values() for eps in _radii(attack, norm)
+        ]
+        if not radii:
+            raise UsageError(f"no radius given: --eps; {self.folder} was not attacked in {norm}")
+        return radii[0]
+
     def class_index(self, text: str) -> int:
         """The class of that name or number.
 
@@ -135,6 +99,17 @@ class Run:
         raise UsageError(
             f"no class {text!r}; taken: 0 to {len(self.classes) - 1} or {', '.join(self.classes)}"
         )
+
+
+def _radii(spec: Any, norm: str | None) -> list[float]:
+    """The eps of every ball of a norm in the spec of an attack."""
+    if isinstance(spec, list):
+        return [eps for part in spec for eps in _radii(part, norm)]
+    if not isinstance(spec, dict):
+        return []
+    if str(spec.get("is")).rpartition(".")[2].lower() == norm and isinstance(spec["eps"], float):
+        return [spec["eps"]]
+    return [eps for part in spec.values() for eps in _radii(part, norm)]
 
 
 def load_run(path: Path, which: str) -> Run:

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
-
-import tyro
+from typing import TYPE_CHECKING, Any
 
 from advjax.aligned_text import ruled
 from advjax.cli.console import Console
-from advjax.cli.options import Run, Which, load_run
-from advjax.cli.parsing import UsageError, parse
+from advjax.cli.options import Images
+from advjax.cli.parsing import parse
 
 if TYPE_CHECKING:
     import numpy as np
@@ -32,26 +29,16 @@ BATCH = 256  # what the evaluations of a run use
 
 
 @dataclasses.dataclass(frozen=True)
-class Options:
-    images: Annotated[
-        tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="IMAGE [IMAGE ...]")
-    ] = ()
-    """PNG or JPEG files."""
-    run: Path | None = None
-    """The run folder (required), or an experiment file whose run is runs/FILE."""
-    checkpoint: Which = "best"
-    """The checkpoint with the best robust accuracy while training, or the last one."""
+class Options(Images):
     top: int = 3
     """How many classes to show."""
     batch_size: int = BATCH
     """Images at a time, padded. Another number changes the last bits of the logits."""
-    json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """Print one JSON object, with all probabilities and logits."""
 
 
 def main(args: Sequence[str]) -> None:
     options = parse(Options, args, prog=PROG, description=DESCRIPTION)
-    run = run_and_images(options.images, options.run, options.checkpoint, PROG)
+    run = options.load(PROG)
     import numpy as np
 
     from advjax.evaluation.images import load_image
@@ -78,22 +65,6 @@ def main(args: Sequence[str]) -> None:
     width = max(len(row) for row in rows)
     console.say(ruled(["image", "class", *[""] * (width - 2)], rows))
     console.result({"run": str(run.folder), "checkpoint": options.checkpoint, "images": found})
-
-
-def run_and_images(images: Sequence[Path], run: Path | None, which: str, prog: str) -> Run:
-    """The run, after checking that the images are there.
-
-    Raises:
-      UsageError: if an image or the run is missing.
-    """
-    if not images:
-        raise UsageError(f"no image given: {prog} IMAGE ... --run RUN")
-    if run is None:
-        raise UsageError(f"no run given: {prog} IMAGE ... --run RUN")
-    for path in images:
-        if not path.is_file():
-            raise UsageError(f"no image {path}")
-    return load_run(run, which)
 
 
 def logits_of(model: Any, x: np.ndarray, batch_size: int = BATCH) -> np.ndarray:

@@ -15,8 +15,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from advjax import Restarts
 from advjax.cli import main
 from advjax.experiment import load_experiment
+from advjax.spec import from_json
 
 Capture = pytest.CaptureFixture[str]
 
@@ -92,6 +94,26 @@ def test_evaluate_refuses_bad_input_in_one_line(
     run: Path, capsys: Capture, args: list[str], said: str
 ) -> None:
     assert said in complaint(capsys, "evaluate", run, *args)
+
+
+def test_evaluate_takes_the_fields_of_any_attack_and_the_runs_own_radius(
+    run: Path, capsys: Capture
+) -> None:
+    few = ("--examples", "16", "--json")
+    (found,) = told(capsys, "evaluate", run, "--attack", "pgd", "--steps", "4", "--restarts", "2",
+                    *few[:2])["evaluations"]  # fmt: skip
+    assert list(found["robust"]) == ["pgd-linf eps 0.1"]
+    saved = json.loads(Path(found["results"]).read_text())["about"]["attacks"]
+    attack = from_json(saved["pgd-linf eps 0.1"])
+    assert isinstance(attack, Restarts) and attack.n == 2 and attack.attack.steps == 4
+    (found,) = told(capsys, "evaluate", run, "--attack", "ddn", "--steps", "20", *few[:2])[
+        "evaluations"
+    ]
+    assert list(found["robust"]) == ["ddn-l2"] and found["robust"]["ddn-l2"]["correct"] == 0
+    assert "not attacked in l2" in complaint(
+        capsys, "evaluate", run, "--attack", "pgd", "--norm", "l2"
+    )
+    assert "--steps is for an attack" in complaint(capsys, "evaluate", run, "--steps", "3")
 
 
 # --- predict ----------------------------------------------------------------------------------
@@ -194,9 +216,20 @@ def test_attack_and_predict_refuse_bad_input_in_one_line(
     assert "two images are called digit0" in complaint(
         capsys, "attack", images[0], images[0], "--run", run, "--eps", "0.1"
     )
-    assert "fgsm is one step" in complaint(
+    assert "--steps is for bim, " in complaint(
         capsys, *attack, "--eps", "0.1", "--attack", "fgsm", "--steps", "3"
     )
+
+
+def test_an_attack_may_be_named_after_the_images_with_its_own_fields(
+    run: Path, images: list[Path], tmp_path: Path, capsys: Capture
+) -> None:
+    args = ("--run", run, "--eps", "0.5", "--loss", "dlr", "--steps", "5", "--out", tmp_path)
+    (found,) = told(capsys, "attack", images[0], "apgd", *args)["images"]
+    assert 0 < found["distance"] <= 0.5 + 1e-6
+    (least,) = told(capsys, "attack", images[0], "ddn", "--run", run, "--out", tmp_path)["images"]
+    assert least["success"] and least["distance"] == pytest.approx(least["distances"]["l2"], 1e-3)
+    assert "no attack 'pdg'" in complaint(capsys, "attack", images[0], "pdg", *args)
 
 
 # --- damaged and foreign runs -------------------------------------------------------------------
