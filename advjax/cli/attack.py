@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from advjax.aligned_text import ruled
 from advjax.cli.console import Console
 from advjax.cli.options import Budget, Method, Run, Which, attack_of
 from advjax.cli.parsing import UsageError, parse
 from advjax.cli.predict import logits_of, run_and_images, softmax
+from advjax.report.text import ruled
 
 if TYPE_CHECKING:
     import numpy as np
@@ -114,7 +114,7 @@ def _attack(run: Run, options: Options, target: int | None) -> list[dict[str, An
     import numpy as np
 
     from advjax.attacks import Targeted
-    from advjax.evaluation.images import amplified, image_size, load_image, save_png
+    from advjax.report.images import amplified, image_size, load_image, save_png
 
     attack: Any = _method(options)
     x = np.stack([load_image(path, run.input_shape) for path in options.images])

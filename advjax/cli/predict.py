@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from advjax.aligned_text import ruled
 from advjax.cli.console import Console
 from advjax.cli.options import Run, Which, load_run
 from advjax.cli.parsing import UsageError, parse
+from advjax.report.text import ruled
 
 if TYPE_CHECKING:
     import numpy as np
@@ -54,7 +54,7 @@ def main(args: Sequence[str]) -> None:
     run = run_and_images(options.images, options.run, options.checkpoint, PROG)
     import numpy as np
 
-    from advjax.evaluation.images import load_image
+    from advjax.report.images import load_image
 
     console = Console(options.json)
     x = np.stack([load_image(path, run.input_shape) for path in options.images])

@@ -19,7 +19,7 @@ from advjax.sweeps.executors import Ended, Executor, Here
 from advjax.sweeps.grid import Grid, config_hash
 from advjax.sweeps.outcome import Outcome, SweepError
 from advjax.sweeps.search import Search, median_rule
-from advjax.sweeps.store import ENDED, FILE, Cell, Store
+from advjax.sweeps.store import ENDED, FILE, OLD, Cell, Store
 from advjax.training import runfolder
 from advjax.training.signals import Signals, Stopped
 
@@ -70,7 +70,7 @@ def sweep(
 
     Args:
       experiment: the experiment file.
-      folder: the sweep's: ``sweep.db``, a folder for each cell, and the workers' logs.
+      folder: the sweep's: ``sweep.jsonl``, a folder for each cell, and the workers' logs.
       grid: what to run, or what to search for; the file's own ``grid`` when None.
       base: the Config whose fields the grid changes; its defaults when None.
       executor: where cells run; in this process when None.
@@ -95,7 +95,7 @@ def sweep(
     search = grid if isinstance(grid, Search) else None
     configs = grid.configs(base) if isinstance(grid, Grid) else []
     if not configs and search is None:
-        raise ValueError("the grid is empty; at least one setting is taken")
+        raise ValueError("the grid is empty; expected at least one setting")
     path = Path(folder).absolute()
     about = {
         "experiment": loaded.path.name,
@@ -114,7 +114,9 @@ def sweep(
         memory = None if memory_gb is None else memory_gb * 1e9
         file, where = loaded.path.absolute(), executor or Here()
         run = _Driver(store, path, file, where, progress, memory, base, search)
-        interrupted = [c for c in store.cells() if c.status == "running" and c.worker == Here.NAME]
+        interrupted = [
+            c for c in store.cells() if c.status == "running" and c.worker.startswith(Here.NAME)
+        ]
         if search is not None:
             cells = store.cells()
         for note in store.start(about, cells):
@@ -148,14 +150,14 @@ def _open(stack: contextlib.ExitStack, folder: Path, overwrite: bool) -> None:
     except runfolder.RunError as error:
         raise SweepError(f"{folder}: another sweep works on it, or it is a file") from error
     except OSError as error:
-        raise SweepError(f"{folder}: {error.strerror}; a folder to write to is taken") from error
+        raise SweepError(f"{folder}: {error.strerror}; expected a folder to write to") from error
     there = {p.name for p in folder.iterdir() if not p.name.startswith(".")}
-    if there and FILE not in there:
+    if there and not {FILE, OLD} & there:
         raise SweepError(f"{folder} is no sweep and not empty: it holds {', '.join(sorted(there))}")
     if overwrite:
         for name in ("cells", "workers"):
             shutil.rmtree(folder / name, ignore_errors=True)
-        for name in (FILE, f"{FILE}-wal", f"{FILE}-shm"):
+        for name in (FILE, OLD, f"{OLD}-wal", f"{OLD}-shm"):
             (folder / name).unlink(missing_ok=True)
 
 
@@ -252,10 +254,9 @@ class _Driver:
         return [cell]
 
     def _ended(self, name: str, outcome: Outcome) -> None:
-        rows = runfolder.read_rows(self._folder(name) / "run")
-        self.store.end(name, outcome, rows)
+        self.store.end(name, outcome)
         if self.search is not None and outcome.status == "done":
-            self.histories[name] = rows
+            self.histories[name] = self.store.history(name)
         said = (
             "" if outcome.status == "done" else f"cell {name}: {outcome.status}, {outcome.reason}"
         )

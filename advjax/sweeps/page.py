@@ -13,7 +13,7 @@ from typing import Any
 
 import advjax
 from advjax.files import whole_file
-from advjax.page_style import STYLE
+from advjax.report.style import STYLE
 from advjax.sweeps.grid import canonical
 from advjax.sweeps.store import Cell, Store
 from advjax.sweeps.table import axes_of, default_metric, metrics_of, show

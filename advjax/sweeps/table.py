@@ -11,8 +11,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from advjax.aligned_text import aligned
 from advjax.files import whole_file
+from advjax.report.text import aligned
 from advjax.sweeps.grid import canonical
 from advjax.sweeps.store import Cell
 
