@@ -28,6 +28,16 @@ class Section(Protocol):
 
 
 @dataclasses.dataclass(frozen=True)
+class Html:
+    """A part that is HTML already."""
+
+    text: str
+
+    def html(self) -> str:
+        return self.text
+
+
+@dataclasses.dataclass(frozen=True)
 class Text:
     """Paragraphs, separated by empty lines, under a heading."""
 
@@ -183,7 +193,7 @@ def write_report(
     sections: Sequence[Section],
     subtitle: str = "",
     *,
-    summary: Sequence[str] = (),
+    summary: str = "",
     made_by: str = "",
     script: Script | None = None,
 ) -> None:
@@ -194,7 +204,7 @@ def write_report(
       title: heading and window title.
       sections: what is on it, in order.
       subtitle: a line below the title.
-      summary: elements below that.
+      summary: HTML below that.
       made_by: the last line; advjax's version when empty.
       script: what the reader can do with the page; none when None, and then nothing may run.
     """
@@ -211,7 +221,7 @@ def write_report(
     )
     lead = element("p", subtitle, class_="lead") if subtitle else ""
     body = joined(
-        element("header", element("h1", title), lead, *map(Markup, summary)),
+        element("header", element("h1", title), lead, Markup(summary)),
         Markup(script.controls if script else ""),
         element("main", *(element("section", Markup(part.html())) for part in sections)),
         element("footer", made_by or f"advjax {_version()}"),

@@ -103,7 +103,7 @@ const pairs = metrics.flatMap((robust) => {
   const clean = parts && metrics.find((metric) => metric.name === `${parts[1]}clean`);
   return clean ? [{ clean, robust }] : [];
 });
-byId("tradeoff").hidden = !pairs.length;
+byId("tradeoff").closest("section").hidden = !pairs.length;
 byId("metric").append(...metrics.map((metric, k) => option(k, metric.name)));
 byId("pair").append(...pairs.map((pair, k) => option(k, pair.robust.name)));
 byId("column").append(option(-1, "none"), ...axes.map((axis, k) => option(k, axis.name)));
