@@ -48,8 +48,9 @@ class _Cluster(Executor):
         if self._token:  # workers end without it
             with contextlib.suppress(OSError):
                 self._driver.unlink()
-        super().__exit__(*exc)
+        self._end()
         self._token = ""
+        super().__exit__(*exc)
 
     def start(self, folder: Path) -> None:
         """Gets ready; ``folder`` is the sweep's.
@@ -74,6 +75,9 @@ class _Cluster(Executor):
 
     @abc.abstractmethod
     def _begin(self, logs: Path) -> None: ...
+
+    @abc.abstractmethod
+    def _end(self) -> None: ...
 
 
 class Ray(_Cluster):
@@ -168,11 +172,11 @@ class Ray(_Cluster):
     def _submit(self, task: Task, slot: str) -> Any:
         return self._task.remote(task, self._terms(task))
 
-    def _done(self, seconds: float) -> list[Any]:
+    def _answers(self, seconds: float) -> list[tuple[Any, Mapping[str, Any]]]:
         done, left = self._ray.wait(list(self._running), timeout=seconds)
         if done and left:
             done += self._ray.wait(left, num_returns=len(left), timeout=0)[0]
-        return done
+        return [(future, self._answer(future)) for future in done]
 
     def _answer(self, future: Any) -> dict[str, Any]:
         wrong = self._ray.exceptions
@@ -263,14 +267,14 @@ class Slurm(_Cluster):
         except RuntimeError as error:
             raise SweepError(f"Slurm takes no job: {_line(error)}") from error
 
-    def _done(self, seconds: float) -> list[Any]:
+    def _answers(self, seconds: float) -> list[tuple[Any, Mapping[str, Any]]]:
         if not self._local and time.monotonic() > self._asked + _ASK_S:
             next(iter(self._running)).watcher.update()  # of all jobs
             self._asked = time.monotonic()
         done = [job for job in self._running if self._is_over(job)]
         if not done:
             time.sleep(min(seconds, 0.05) if self._local else seconds)
-        return done
+        return [(job, self._answer(job)) for job in done]
 
     def _is_over(self, job: Any) -> bool:
         """Whether its result is there, or will not come."""

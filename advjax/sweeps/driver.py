@@ -9,13 +9,14 @@ import hashlib
 import json
 import os
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from advjax.experiment import load_experiment
 from advjax.sweeps.cell import Task, forget, how_far
-from advjax.sweeps.executors import Ended, Executor, Here
+from advjax.sweeps.executors import Executor, Here
 from advjax.sweeps.grid import Grid, config_hash
 from advjax.sweeps.outcome import Outcome, SweepError
 from advjax.sweeps.search import Search, median_rule
@@ -113,7 +114,7 @@ def sweep(
         store = stack.enter_context(Store(path, write=True))
         memory = None if memory_gb is None else memory_gb * 1e9
         file, where = loaded.path.absolute(), executor or Here()
-        run = _Driver(store, path, file, where, progress, memory, base, search)
+        run = _Driver(store, file, where, progress, memory, base, search)
         interrupted = [
             c for c in store.cells() if c.status == "running" and c.worker.startswith(Here.NAME)
         ]
@@ -167,7 +168,6 @@ class _Driver:
     def __init__(
         self,
         store: Store,
-        folder: Path,
         experiment: Path,
         executor: Executor,
         progress: Callable[[Told], None] | None,
@@ -175,22 +175,20 @@ class _Driver:
         base: Any,
         search: Search | None,
     ) -> None:
-        self.store, self.folder, self.experiment = store, folder, experiment
-        self.memory = memory
-        self.executor, self.progress = executor, progress
+        self.store, self.folder, self.experiment = store, store.path.parent, experiment
+        self.executor, self.progress, self.memory = executor, progress, memory
         self.base, self.search = base, search
         self.histories: dict[str, Any] = {}  # of the finished cells of a search
-        self.by_name: dict[str, Cell] = {}
         self.running: set[str] = set()
         self.counts: collections.Counter[str] = collections.Counter()
 
     def all(self, cells: list[Cell], retry: bool) -> None:
         """Until every cell has ended."""
-        again = [c.name for c in cells if retry and c.status in ("ko", "failed")]
+        again = {c.name for c in cells if retry and c.status in ("ko", "failed")}
         for name in again:
             forget(self._folder(name))
-        self.store.wait_again(again)
-        left = [c for c in cells if c.status not in ENDED or c.name in set(again)]
+            self._wait_again(name)
+        left = [c.name for c in cells if c.status not in ENDED or c.name in again]
         waiting = collections.deque(left)
         self.counts = collections.Counter(self.store.counts())
         more = 0
@@ -202,7 +200,6 @@ class _Driver:
         self.tell(f"{len(left) + more} of {len(cells) + more} cells to go")
         if not left and not more:
             return
-        self.by_name = {cell.name: cell for cell in left}
         with Signals() as signals:
             try:
                 with self.executor:
@@ -214,14 +211,15 @@ class _Driver:
                                 more = more - 1 if waiting else 0
                                 continue
                             self._submit(waiting.popleft(), worker)
-                        for event in self.executor.wait(0.2):
-                            self.running.discard(event.name)
-                            if isinstance(event, Ended):
-                                self._ended(event.name, event.outcome)
-                            elif self.lost(event.name, event.reason):
-                                waiting.append(self.by_name[event.name])
+                        for name, found in self.executor.wait(0.2):
+                            self.running.discard(name)
+                            if isinstance(found, Outcome):
+                                self._ended(name, found)
+                            elif self.lost(name, found):
+                                waiting.append(name)
             finally:
-                self.store.wait_again(self.running)
+                for name in self.running:
+                    self._wait_again(name)
             if signals.received is not None:
                 ended = sum(self.counts[s] for s in ENDED)
                 raise Stopped(signals.received, f"{ended} of {sum(self.counts.values())} cells")
@@ -229,17 +227,19 @@ class _Driver:
     def _folder(self, name: str) -> Path:
         return self.folder / "cells" / name
 
-    def _submit(self, cell: Cell, worker: str) -> None:
-        self.running.add(cell.name)
-        self.store.begin(cell.name, worker)
-        self._count(cell.status, "running")
-        folder = str(self._folder(cell.name))
+    def _wait_again(self, name: str) -> None:
+        self.store.change(name, status="waiting", reason="", losses=0)
+
+    def _submit(self, name: str, worker: str) -> None:
+        self.running.add(name)
+        self.store.change(name, status="running", reason="", began=time.time(), worker=worker)
+        self._count("waiting", "running")
+        folder, config = str(self._folder(name)), self.store.cell(name).config
         rule = self.search and median_rule(self.search, [*self.histories.values()])
         fields = None if rule is None else dataclasses.asdict(rule)
-        task = Task(cell.name, str(self.experiment), cell.config, folder, self.memory, fields)
-        self.executor.submit(task)
+        self.executor.submit(Task(name, str(self.experiment), config, folder, self.memory, fields))
 
-    def _proposed(self) -> list[Cell]:
+    def _proposed(self) -> list[str]:
         """The next cell of the search; none where there is no other."""
         assert self.search is not None
         cells = self.store.cells()
@@ -250,26 +250,30 @@ class _Driver:
             return []
         cell = _cell(Grid((setting,)).configs(self.base)[0], len(cells))
         self.store.add(cell)
-        self.by_name[cell.name] = cell
-        return [cell]
+        return [cell.name]
 
     def _ended(self, name: str, outcome: Outcome) -> None:
-        self.store.end(name, outcome)
-        if self.search is not None and outcome.status == "done":
+        self.store.change(name, **dataclasses.asdict(outcome))
+        done = outcome.status == "done"
+        if self.search is not None and done:
             self.histories[name] = self.store.history(name)
-        said = (
-            "" if outcome.status == "done" else f"cell {name}: {outcome.status}, {outcome.reason}"
-        )
+        said = "" if done else f"cell {name}: {outcome.status}, {outcome.reason}"
         self._count("running", outcome.status, said)
-        if self.search and outcome.status == "done" and self.search.metric not in outcome.metrics:
+        if self.search and done and self.search.metric not in outcome.metrics:
             there = ", ".join(n for n, v in outcome.metrics.items() if isinstance(v, (int, float)))
             raise SweepError(f"no cell has a metric {self.search.metric}; there are: {there}")
 
     def lost(self, name: str, reason: str) -> bool:
-        again = self.store.lost(name, how_far(self._folder(name)), _LOSSES, reason)
+        """A worker ended with this cell: whether it waits again, or is given up after so many."""
+        before, far = self.store.cell(name), how_far(self._folder(name))
+        losses = 1 if far > before.far else before.losses + 1
+        again = losses < _LOSSES
+        status = "waiting" if again else "ko"
+        why = "" if again else f"ended its process {losses} times: {reason}"
+        far = max(far, before.far)
+        self.store.change(name, status=status, reason=why, losses=losses, far=far)
         what = "it waits again" if again else "it is given up"
-        said = f"cell {name}: its worker ended ({reason}); {what}"
-        self._count("running", "waiting" if again else "ko", said)
+        self._count("running", status, f"cell {name}: its worker ended ({reason}); {what}")
         return again
 
     def _count(self, before: str, after: str, said: str = "") -> None:

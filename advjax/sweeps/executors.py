@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,29 +24,12 @@ GRACE_S = 30.0  # for a worker to save its state before it is killed
 _TRIES = 3  # to start a worker
 
 
-@dataclasses.dataclass(frozen=True)
-class Ended:
-    """A cell that ended."""
-
-    name: str
-    outcome: Outcome
-
-
-@dataclasses.dataclass(frozen=True)
-class Lost:
-    """A cell whose worker ended first, and how it did."""
-
-    name: str
-    reason: str
-
-
 class Executor(abc.ABC):
     """Runs tasks somewhere, each in a slot; a context manager that ends what it started.
 
-    One kind differs from another in how many slots there are and in its futures: what ``_submit``
-    returns for a task, anything that can be hashed. A future's answer is a dictionary: the fields
-    of ``Outcome``; or ``lost`` and why, for which the cell is run again; or ``error``, for which
-    the sweep must end.
+    Kinds of executors differ in their slots and futures. A future is what ``_submit`` returns for a
+    task, anything that can be hashed. Its answer is a dictionary: the fields of ``Outcome``; or
+    ``lost`` and why, for which the cell is run again; or ``error``, for which the sweep must end.
     """
 
     NAME = ""
@@ -58,7 +41,7 @@ class Executor(abc.ABC):
         return self
 
     def __exit__(self, *exc: object) -> None:
-        self._end()
+        """Ends what was started; what still runs may save its state first."""
         self._running.clear()
 
     def free(self) -> str | None:
@@ -73,22 +56,20 @@ class Executor(abc.ABC):
         assert slot is not None
         self._running[self._submit(task, slot)] = slot, task
 
-    def wait(self, seconds: float) -> list[Ended | Lost]:
-        """What happened, as soon as something has, or nothing after so many seconds.
+    def wait(self, seconds: float) -> list[tuple[str, Outcome | str]]:
+        """The names of tasks that ended, and how: with an outcome, or lost with their worker, and
+        why. Returns as soon as one has, or nothing after so many seconds.
 
         Raises:
           SweepError: if a worker found what must end the sweep.
         """
-        return [self._ended(future) for future in self._done(seconds)]
-
-    def _ended(self, future: Any) -> Ended | Lost:
-        _, task = self._running.pop(future)
-        answer = self._answer(future)
-        if "error" in answer:
-            raise SweepError(answer["error"])
-        if "lost" in answer:
-            return Lost(task.name, answer["lost"])
-        return Ended(task.name, Outcome(**answer))
+        found: list[tuple[str, Outcome | str]] = []
+        for future, answer in self._answers(seconds):
+            _, task = self._running.pop(future)
+            if "error" in answer:
+                raise SweepError(answer["error"])
+            found.append((task.name, answer["lost"] if "lost" in answer else Outcome(**answer)))
+        return found
 
     @abc.abstractmethod
     def start(self, folder: Path) -> None:
@@ -103,16 +84,8 @@ class Executor(abc.ABC):
         """Begins a task; returns its future."""
 
     @abc.abstractmethod
-    def _done(self, seconds: float) -> Iterable[Any]:
-        """Futures that have an answer, waited for at most so long."""
-
-    @abc.abstractmethod
-    def _answer(self, future: Any) -> Mapping[str, Any]:
-        """What came of it."""
-
-    @abc.abstractmethod
-    def _end(self) -> None:
-        """Ends what was started; what still runs may save its state first."""
+    def _answers(self, seconds: float) -> list[tuple[Any, Mapping[str, Any]]]:
+        """The futures that are done, waited for at most so long, and what they answer."""
 
 
 class Here(Executor):
@@ -132,7 +105,6 @@ class Here(Executor):
         if together is not None and together < 1:
             raise ValueError(f"together={together}; expected at least 1")
         self._progress, self._together = progress, together
-        self._answers: dict[str, Outcome] = {}
 
     def start(self, folder: Path) -> None:
         if self._together is None:
@@ -146,21 +118,14 @@ class Here(Executor):
     def _submit(self, task: Task, slot: str) -> str:
         return task.name
 
-    def _done(self, seconds: float) -> list[str]:
+    def _answers(self, seconds: float) -> list[tuple[Any, Mapping[str, Any]]]:
         tasks = [task for _, task in self._running.values()]
         if len(tasks) == 1:
-            self._answers = {tasks[0].name: run_cell(tasks[0], self._progress)}
-        else:
-            from advjax.sweeps.population import run_cells
+            return [(tasks[0].name, vars(run_cell(tasks[0], self._progress)))]
+        from advjax.sweeps.population import run_cells
 
-            self._answers = run_cells(tasks, self._slots(), self._progress)
-        return list(self._answers)
-
-    def _answer(self, future: str) -> Mapping[str, Any]:
-        return vars(self._answers[future])
-
-    def _end(self) -> None:
-        pass
+        found = run_cells(tasks, self._slots(), self._progress)
+        return [(name, vars(outcome)) for name, outcome in found.items()]
 
 
 class Processes(Executor):
@@ -212,19 +177,18 @@ class Processes(Executor):
         worker.give(task)
         return worker
 
-    def _done(self, seconds: float) -> list[_Worker]:
+    def _answers(self, seconds: float) -> list[tuple[Any, Mapping[str, Any]]]:
         pipes = {worker.pipe(): worker for worker in self._running}
-        return [pipes[pipe] for pipe in select.select([*pipes], [], [], seconds)[0]]
+        ready = [pipes[pipe] for pipe in select.select([*pipes], [], [], seconds)[0]]
+        return [(worker, worker.answer()) for worker in ready]
 
-    def _answer(self, future: _Worker) -> Mapping[str, Any]:
-        return future.answer()
-
-    def _end(self) -> None:
+    def __exit__(self, *exc: object) -> None:
         for worker in self._workers.values():
             worker.ask_to_end(busy=worker in self._running)
         until = time.monotonic() + GRACE_S
         for worker in self._workers.values():
             worker.end(until)
+        super().__exit__(*exc)
 
 
 class _Worker:

@@ -11,13 +11,12 @@ import collections
 import dataclasses
 import json
 import os
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from advjax.files import whole_file
-from advjax.sweeps.outcome import Outcome, SweepError
+from advjax.sweeps.outcome import SweepError
 
 FORMAT = 2
 FILE = "sweep.jsonl"
@@ -113,6 +112,10 @@ class Store:
         """All cells, in the grid's order."""
         return sorted(self._cells.values(), key=lambda cell: cell.place)
 
+    def cell(self, name: str) -> Cell:
+        """A cell by its name."""
+        return self._cells[name]
+
     def counts(self) -> dict[str, int]:
         """How many cells have each status."""
         return dict(collections.Counter(cell.status for cell in self._cells.values()))
@@ -178,44 +181,8 @@ class Store:
         self._cells[cell.name] = cell
         self._append(_differing(cell))
 
-    def begin(self, name: str, worker: str) -> None:
-        """A cell was given to a worker."""
-        self._change(name, status="running", reason="", began=time.time(), worker=worker)
-
-    def end(self, name: str, outcome: Outcome) -> None:
-        """A cell has ended."""
-        self._change(name, **dataclasses.asdict(outcome))
-
-    def lost(self, name: str, far: int, limit: int, reason: str) -> bool:
-        """A worker was lost with this cell; it waits again, or is ``ko`` when that was too often.
-
-        Args:
-          name: the cell.
-          far: how many steps its checkpoints hold.
-          limit: how many workers in a row it may lose without getting further.
-          reason: how the worker ended.
-
-        Returns:
-          Whether it waits again.
-        """
-        before = self._cells[name]
-        losses = 1 if far > before.far else before.losses + 1
-        again = losses < limit
-        self._change(
-            name,
-            status="waiting" if again else "ko",
-            reason="" if again else f"ended its process {losses} times: {reason}",
-            losses=losses,
-            far=max(far, before.far),
-        )
-        return again
-
-    def wait_again(self, names: Iterable[str]) -> None:
-        """These cells are to be run (again)."""
-        for name in names:
-            self._change(name, status="waiting", reason="", losses=0)
-
-    def _change(self, name: str, **fields: Any) -> None:
+    def change(self, name: str, **fields: Any) -> None:
+        """Other values for fields of a cell."""
         self._cells[name] = dataclasses.replace(self._cells[name], **fields)
         self._append({"name": name, **fields})
 
