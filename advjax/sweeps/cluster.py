@@ -64,9 +64,6 @@ class _Cluster(Executor):
         self._driver.write_text(self._token)
         self._begin(self._driver.parent)
 
-    def _terms(self, task: Task) -> Terms:
-        return Terms.of(task, self._token)
-
     def _added(self) -> dict[str, str]:
         """What a worker's environment has beside, or instead of, that of its machine."""
         found = worker_environment(self._given)
@@ -170,7 +167,7 @@ class Ray(_Cluster):
         return room
 
     def _submit(self, task: Task, slot: str) -> Any:
-        return self._task.remote(task, self._terms(task))
+        return self._task.remote(task, Terms.of(task, self._token))
 
     def _answers(self, seconds: float) -> list[tuple[Any, Mapping[str, Any]]]:
         done, left = self._ray.wait(list(self._running), timeout=seconds)
@@ -263,7 +260,7 @@ class Slurm(_Cluster):
 
     def _submit(self, task: Task, slot: str) -> Any:
         try:
-            return self._executor.submit(run_job, task, self._terms(task))
+            return self._executor.submit(run_job, task, Terms.of(task, self._token))
         except RuntimeError as error:
             raise SweepError(f"Slurm takes no job: {_line(error)}") from error
 

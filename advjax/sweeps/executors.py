@@ -64,7 +64,7 @@ class Executor(abc.ABC):
           SweepError: if a worker found what must end the sweep.
         """
         found: list[tuple[str, Outcome | str]] = []
-        for future, answer in self._answers(seconds):
+        for future, answer in self._answers(seconds) if self._running else ():
             _, task = self._running.pop(future)
             if "error" in answer:
                 raise SweepError(answer["error"])
