@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from advjax.experiment import load_experiment
+from advjax.experiment import Experiment, load_experiment
 from advjax.sweeps.cell import Task, forget, how_far
 from advjax.sweeps.executors import Executor, Here
 from advjax.sweeps.grid import Grid, config_hash
@@ -98,35 +98,30 @@ def sweep(
     if not configs and search is None:
         raise ValueError("the grid is empty; expected at least one setting")
     path = Path(folder).absolute()
-    about = {
-        "experiment": loaded.path.name,
-        "source": "sha256:" + hashlib.sha256(loaded.path.read_bytes()).hexdigest(),
-        "summary": loaded.summary,
-        "base": dataclasses.asdict(base),
-        "axes": grid.axes,
-        "search": search and search.describe(),
-        "trials": search and search.trials,
-        "versions": runfolder.versions([])["packages"],
-    }
-    cells = [_cell(config, place) for place, config in enumerate(configs)]
+    about = _about(loaded, base, grid)
     with contextlib.ExitStack() as stack:
         _open(stack, path, overwrite)
         store = stack.enter_context(Store(path, write=True))
         memory = None if memory_gb is None else memory_gb * 1e9
         file, where = loaded.path.absolute(), executor or Here()
         run = _Driver(store, file, where, progress, memory, base, search)
-        interrupted = [
-            c for c in store.cells() if c.status == "running" and c.worker.startswith(Here.NAME)
-        ]
-        if search is not None:
-            cells = store.cells()
-        for note in store.start(about, cells):
-            run.tell(note)
-        for cell in interrupted:  # it may be what ended the process
-            run.lost(cell.name, "the process of the sweep ended")
-        names = {cell.name for cell in cells}
-        run.all([c for c in store.cells() if c.name in names], retry)
+        run.all(run.start(about, [_cell(c, place) for place, c in enumerate(configs)]), retry)
         return store.cells()
+
+
+def _about(experiment: Experiment, base: Any, grid: Grid | Search) -> dict[str, Any]:
+    """What the sweep is; JSON-able with ``default=str``."""
+    search = grid if isinstance(grid, Search) else None
+    return {
+        "experiment": experiment.path.name,
+        "source": "sha256:" + hashlib.sha256(experiment.path.read_bytes()).hexdigest(),
+        "summary": experiment.summary,
+        "base": dataclasses.asdict(base),
+        "axes": grid.axes,
+        "search": search and search.describe(),
+        "trials": search and search.trials,
+        "versions": runfolder.versions([])["packages"],
+    }
 
 
 def grid_of(grid: Any, base: Any) -> Grid | Search:
@@ -181,6 +176,20 @@ class _Driver:
         self.histories: dict[str, Any] = {}  # of the finished cells of a search
         self.running: set[str] = set()
         self.counts: collections.Counter[str] = collections.Counter()
+
+    def start(self, about: dict[str, Any], cells: list[Cell]) -> list[Cell]:
+        """The cells of the grid, or of the search so far, as the store has them."""
+        before = self.store.cells()
+        if self.search is not None:
+            cells = before
+        for note in self.store.start(about, cells):
+            self.tell(note)
+        names = {cell.name for cell in cells}
+        for cell in before:
+            here = cell.status == "running" and cell.worker.startswith(Here.NAME)
+            if here and cell.name in names:  # it may be what ended the process
+                self.lost(cell.name, "the process of the sweep ended")
+        return [self.store.cell(cell.name) for cell in cells]
 
     def all(self, cells: list[Cell], retry: bool) -> None:
         """Until every cell has ended."""

@@ -228,15 +228,20 @@ class _Worker:
         Raises:
           SweepError: if none starts.
         """
-        for _ in range(_TRIES):
-            if self._is_ready():
-                break
-            reason = self._reason()
+        assert self.process is not None
+        if self.process.poll() is not None:
             self.start(self._log)
-        else:
-            raise SweepError(f"a worker does not start: {reason}, see {self._log}")
-        assert self.process is not None and self.process.stdin is not None
-        # One that has just ended says so by its pipe, and the task counts as lost.
+        tries = 1
+        while not self._is_ready():
+            reason = self._reason()
+            if self.process.returncode < 0:
+                break
+            if tries == _TRIES:
+                raise SweepError(f"a worker does not start: {reason}, see {self._log}")
+            tries += 1
+            self.start(self._log)
+        assert self.process.stdin is not None
+        # One that was killed meanwhile says so by its pipe, and the task counts as lost.
         with contextlib.suppress(BrokenPipeError):
             self.process.stdin.write(json.dumps(dataclasses.asdict(task)) + "\n")
             self.process.stdin.flush()
@@ -272,7 +277,7 @@ class _Worker:
         assert self.process is not None
         if not self._ready:
             self._ready = self.pipe().readline() != ""
-        return self._ready and self.process.poll() is None
+        return self._ready
 
     def _reason(self) -> str:
         """How it ended."""

@@ -146,16 +146,12 @@ function draw() {
   drawParallel(byId("parallel"), byId("drawn"), shown, metrics[state.metric]);
   drawTable();
 }
-byId("metric").addEventListener("change", (event) => {
-  state.metric = +event.target.value;
-  showChoices();
-  draw();
-});
-byId("column").addEventListener("change", (event) => {
-  state.column = +event.target.value;
-  showChoices();
-  drawPivot();
-});
+for (const [name, redraw] of [["metric", draw], ["column", drawPivot]])
+  byId(name).addEventListener("change", (event) => {
+    state[name] = +event.target.value;
+    showChoices();
+    redraw();
+  });
 for (const id of ["pair", "colour"]) byId(id).addEventListener("change", drawPair);
 let typing = 0;
 byId("find").addEventListener("input", () => {

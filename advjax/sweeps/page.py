@@ -69,12 +69,8 @@ def write_page(
 
 def lost(cells: Sequence[Cell]) -> list[str]:
     """A line for each reason that cells have no result for, the most frequent first."""
-    reasons = Counter(
-        f"{'KO' if cell.status == 'ko' else 'failed'}: {cell.reason}"
-        for cell in cells
-        if cell.status in ("ko", "failed")
-    )
-    return [f"{n} x {reason}" for reason, n in sorted(reasons.items(), key=lambda item: -item[1])]
+    reasons = Counter(cell.lost for cell in cells if cell.lost)
+    return [f"{n} x {reason}" for reason, n in reasons.most_common()]
 
 
 def _data(cells: Sequence[Cell], metric: str | None) -> dict[str, Any]:

@@ -54,6 +54,12 @@ class Cell:
     losses: int = 0
     far: int = 0
 
+    @property
+    def lost(self) -> str:
+        """``KO: reason`` or ``failed: reason`` of one that ended without a result, or nothing."""
+        kind = {"ko": "KO", "failed": "failed"}.get(self.status)
+        return f"{kind}: {self.reason}" if kind else ""
+
 
 class Store:
     """A sweep's file as it is when opened; a context manager.

@@ -240,7 +240,7 @@ def _value(cells: Sequence[Cell], metric: str) -> Value:
         if cell.status in ("waiting", "running"):
             waiting += 1
         elif cell.status != "done":
-            lost.append(f"{'KO' if cell.status == 'ko' else 'failed'}: {cell.reason}")
+            lost.append(cell.lost)
         elif isinstance(number, (int, float)):
             numbers.append(float(number))
         else:
