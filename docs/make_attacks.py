@@ -100,7 +100,7 @@ def picture(out: Path) -> None:
     """docs/attacks.png: a contact sheet."""
     from PIL import Image, ImageDraw
 
-    from advjax.evaluation.images import amplification, amplified
+    from advjax.report.images import amplification, amplified
 
     model, x, y, others = victim()
     cells = []

@@ -38,8 +38,9 @@ from advjax.attacks.oracle import Labels
 from advjax.attacks.substitute import Substitute, train_substitute
 from advjax.attacks.transferred import Transferred
 from advjax.data import to_float
-from advjax.evaluation.charts import Chart, Line
-from advjax.evaluation.report import Gallery, Row, Table, Text, write_report
+from advjax.evaluation.sections import accuracy_table, attack_gallery
+from advjax.report.charts import Chart, Line
+from advjax.report.page import Row, Text, write_report
 from advjax.training import optimizer
 
 
@@ -173,6 +174,6 @@ def _report(config: Config, run_dir: Path, found: list[Any], classes: Any) -> No
     sections: list[Any] = [Text((__doc__ or "").split("\n\n    advjax")[0]), chart]
     for row, (evaluation, rest) in found:
         name = f"Seed {row['seed']}: the oracle"
-        gallery = Gallery.of(evaluation, "FGSM, transferred", rest.x, classes)
-        sections += [Row([Table.of(evaluation, name)]), gallery]
+        gallery = attack_gallery(evaluation, "FGSM, transferred", rest.x, classes)
+        sections += [Row([accuracy_table(evaluation, name)]), gallery]
     write_report(run_dir / "report.html", title, sections, f"FGSM at eps {config.eps:g}")

@@ -41,8 +41,8 @@ import jax
 
 from advjax import APGD, FGSM, PGD, GradAlign, Linf, Madry, Training, create, evaluate, fit, load
 from advjax.data import Dataset
-from advjax.evaluation.charts import Chart, Line
-from advjax.evaluation.report import Text, write_report
+from advjax.report.charts import Chart, Line
+from advjax.report.page import Text, write_report
 from advjax.training import optimizer, schedule
 
 ARMS = ("FGSM", "watched", "GradAlign")

@@ -116,8 +116,8 @@ from advjax.defences import (
     threshold_at,
     undetected_target,
 )
-from advjax.evaluation.charts import Chart
-from advjax.evaluation.report import Text, write_report
+from advjax.report.charts import Chart
+from advjax.report.page import Text, write_report
 from advjax.training import optimizer, schedule
 from advjax.types import is_stochastic
 

@@ -40,10 +40,10 @@ import numpy as np
 
 from advjax import DANN, Training, evaluate, fit, load
 from advjax.data import Dataset, to_float
-from advjax.evaluation.images import save_png
 from advjax.models.heads import ReverseGradient
 from advjax.models.layers import Network, batch_norm, conv, dense, flatten, logits, relu
 from advjax.models.pooling import max_pool
+from advjax.report.images import save_png
 from advjax.training import optimizer, schedule
 
 

@@ -62,8 +62,8 @@ from advjax import (
     replace,
 )
 from advjax.data import Dataset
-from advjax.evaluation.charts import Chart, Line
-from advjax.evaluation.report import Text, write_report
+from advjax.report.charts import Chart, Line
+from advjax.report.page import Text, write_report
 from advjax.training import optimizer, schedule
 
 

@@ -49,10 +49,10 @@ import numpy as np
 from advjax import FGSM, Linf, Standard, Training, create, fit, load, margin, pytree
 from advjax.attacks.substitute import Perceptron
 from advjax.data import Dataset, to_float
-from advjax.evaluation.heatmap import HeatMap
-from advjax.evaluation.report import Text, write_report
 from advjax.evaluation.transfer import TransferMatrix, transfer_matrix
 from advjax.models.external import from_sklearn
+from advjax.report.heatmap import HeatMap
+from advjax.report.page import Text, write_report
 from advjax.training import optimizer
 from advjax.types import Array, ArrayLike
 

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from advjax.aligned_text import ruled
 from advjax.cli.console import Console
 from advjax.cli.methods import Budget, make, norm_of, parse_with_attacks
 from advjax.cli.options import Images, Run
 from advjax.cli.parsing import UsageError
 from advjax.cli.predict import logits_of, softmax
+from advjax.report.text import ruled
 
 if TYPE_CHECKING:
     import numpy as np
@@ -115,7 +115,7 @@ def _attack(
     import numpy as np
 
     from advjax.attacks import Targeted
-    from advjax.evaluation.images import amplified, image_size, load_image, save_png
+    from advjax.report.images import amplified, image_size, load_image, save_png
 
     x = np.stack([load_image(path, run.input_shape) for path in options.images])
     before = _predicted(run, x)

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from advjax.aligned_text import ruled
 from advjax.cli.console import Console
 from advjax.cli.options import Output
 from advjax.cli.parsing import parse
+from advjax.report.text import ruled
 
 if TYPE_CHECKING:
     from advjax.data import Dataset
@@ -180,8 +180,9 @@ def _write_report(
     evaluations: dict[str, Evaluation],
 ) -> None:
     from advjax.cli.train import percent
-    from advjax.evaluation.charts import Chart, Line, training_charts
-    from advjax.evaluation.report import Gallery, Row, Section, Table, Text, write_report
+    from advjax.evaluation.sections import attack_gallery, curve_line
+    from advjax.report.charts import Chart, training_charts
+    from advjax.report.page import Row, Section, Table, Text, write_report
 
     header = ["attack", "eps", *(f"{name} %" for name in NAMES.values()), "difference"]
     sections: list[Section] = [
@@ -200,14 +201,14 @@ def _write_report(
     drawings = []
     for title, attacks in (("L-inf", ("PGD L-inf", "FGSM L-inf")), ("L2", ("PGD L2",))):
         lines = [
-            Line.of(f"{NAMES[kind]}, {attack}", curves[kind][attack], colour=i, dashed=j > 0)
+            curve_line(f"{NAMES[kind]}, {attack}", curves[kind][attack], colour=i, dashed=j > 0)
             for j, attack in enumerate(attacks)
             for i, kind in enumerate(NAMES)
         ]
         drawings.append(Chart(f"Robust accuracy, {title}", lines, "eps", "accuracy in %", (0, 100)))
     sections.append(Row(drawings))
     sections += [
-        Gallery.of(found, name, test.x[:PICTURES], test.classes, f"{NAMES[kind]}: {name}")
+        attack_gallery(found, name, test.x[:PICTURES], test.classes, f"{NAMES[kind]}: {name}")
         for kind, found in evaluations.items()
         for name in found.attacks
     ]
@@ -223,7 +224,7 @@ def _write_report(
 def _example(folder: Path, test: Dataset) -> Path:
     """A test image as a file, for ``advjax attack`` and ``advjax predict``."""
     from advjax.data import to_float
-    from advjax.evaluation.images import save_png
+    from advjax.report.images import save_png
 
     path = folder / "digit.png"
     save_png(path, to_float(test.x[0]))

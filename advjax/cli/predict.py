@@ -6,10 +6,10 @@ import dataclasses
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from advjax.aligned_text import ruled
 from advjax.cli.console import Console
 from advjax.cli.options import Images
 from advjax.cli.parsing import parse
+from advjax.report.text import ruled
 
 if TYPE_CHECKING:
     import numpy as np
@@ -41,7 +41,7 @@ def main(args: Sequence[str]) -> None:
     run = options.load(PROG)
     import numpy as np
 
-    from advjax.evaluation.images import load_image
+    from advjax.report.images import load_image
 
     console = Console(options.json)
     x = np.stack([load_image(path, run.input_shape) for path in options.images])

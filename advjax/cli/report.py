@@ -44,8 +44,8 @@ def write(folder: Path) -> Path:
     Raises:
       UsageError: if the folder is no run.
     """
-    from advjax.evaluation.charts import training_charts
-    from advjax.evaluation.report import Facts, Row, Section, write_report
+    from advjax.report.charts import training_charts
+    from advjax.report.page import Facts, Row, Section, write_report
     from advjax.spec import readable
     from advjax.training import RunError, read_config, read_rows
 
@@ -71,19 +71,19 @@ def write(folder: Path) -> Path:
 def _evaluation(path: Path, classes: Sequence[str]) -> list[Any]:
     """The sections of one saved evaluation: its table, and pictures where images were kept."""
     from advjax.evaluation import Evaluation
-    from advjax.evaluation.report import Gallery, Table
+    from advjax.evaluation.sections import accuracy_table, attack_gallery
 
     found = Evaluation.load(path.with_suffix(""))
     about = found.about
     title = f"{path.stem}: {about['examples']} images of {about['data']} {about['split']}"
-    sections: list[Any] = [Table.of(found, title)]
+    sections: list[Any] = [accuracy_table(found, title)]
     images = path.with_name(path.stem + "-images.npy")
     kept = [name for name, result in found.attacks.items() if result.x_adv is not None]
     if kept and images.is_file():
         import numpy as np
 
         x = np.load(images, allow_pickle=False)
-        sections.append(Gallery.of(found, kept[-1], x, classes))
+        sections.append(attack_gallery(found, kept[-1], x, classes))
     return sections
 
 

@@ -11,10 +11,10 @@ from typing import Any
 
 import tyro
 
-from advjax.aligned_text import ruled
 from advjax.cli.console import Console
 from advjax.cli.parsing import UsageError, parse
 from advjax.experiment import SHAPE, Experiment, load_experiment
+from advjax.report.text import ruled
 
 PROG = "advjax train"
 DESCRIPTION = f"""Runs an experiment file: advjax train FILE [--field value ...]

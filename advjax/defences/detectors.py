@@ -15,7 +15,7 @@ import numpy as np
 
 from advjax.attacks._checks import check_number
 from advjax.attacks.bpda import bpda
-from advjax.evaluation.charts import Chart, Line
+from advjax.report.charts import Chart, Line
 from advjax.types import Array, ArrayLike, Key, as_model, pytree, replace
 
 

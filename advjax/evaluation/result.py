@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from advjax.aligned_text import ruled
 from advjax.evaluation.draws import Shares
 from advjax.evaluation.statistics import Accuracy, wilson_over_draws
 from advjax.files import whole_file
+from advjax.report.text import ruled
 
 _ARRAYS = (
     "attacked",

@@ -12,14 +12,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from advjax.aligned_text import aligned
 from advjax.attacks import Attack
 from advjax.attacks.transferred import quantised
 from advjax.data import to_float
 from advjax.evaluation.draws import DRAWS
-from advjax.evaluation.heatmap import HeatMap, percent
 from advjax.evaluation.runner import Progress, Runner, attack_key, ball_of, feasible, predict
 from advjax.evaluation.statistics import Accuracy
+from advjax.report.heatmap import HeatMap, percent
+from advjax.report.text import aligned
 from advjax.spec import describe
 from advjax.types import as_model, runs_on_host
 

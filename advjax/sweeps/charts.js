@@ -87,10 +87,11 @@ function standing(axis, used, from, to) {
   return { at: (i) => place.get(i), ticks: marks, many: used.length > MOST_PLACES };
 }
 
+const canvas = (width, height, title) => make("svg", {
+  class: "chart", viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": title });
 function frame(box, x, y, xLabel, yLabel, title) {
   const { width, height, left, right, top, bottom } = box;
-  const chart = make("svg", {
-    class: "chart", viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": title });
+  const chart = canvas(width, height, title);
   for (const [at, text] of y.ticks)
     chart.append(
       make("path", { class: "grid", d: `M${left} ${at.toFixed(1)}H${right}` }),
@@ -310,8 +311,7 @@ function drawParallel(where, note, shown, metric) {
       : metric.values[c] === null ? bottom + 30 : last.at(scaled(metric, metric.values[c])))]));
   const d = (c) => "M" + path.get(c).map((y, k) => `${(left + k * gap).toFixed(1)} ${y.toFixed(1)}`)
     .join("L");
-  const chart = make("svg", { class: "chart", viewBox: `0 0 ${width} ${height}`, role: "img",
-    "aria-label": `parallel coordinates of the axes and ${metric.name}` });
+  const chart = canvas(width, height, `parallel coordinates of the axes and ${metric.name}`);
   chart.append(make("path", { class: "way none", d: lost.map(d).join("") }));
   sliced(good, 5).forEach((part, k) =>
     chart.append(make("path", { class: `way q${k}`, d: part.map(d).join("") })));

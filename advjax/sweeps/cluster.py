@@ -7,10 +7,12 @@ runs a cell, and the sweep ends with what is missing.
 
 from __future__ import annotations
 
+import abc
 import contextlib
 import logging
 import math
 import os
+import secrets
 import shlex
 import signal
 import socket
@@ -24,15 +26,58 @@ from pathlib import Path
 from typing import Any
 
 from advjax.sweeps.cell import Task
-from advjax.sweeps.executors import GRACE_S, Ended, Lost
+from advjax.sweeps.executors import GRACE_S, Executor, worker_environment
 from advjax.sweeps.outcome import SweepError
-from advjax.sweeps.remote import Cluster, Terms, run_job, run_task
+from advjax.sweeps.worker import Terms, run_job, run_task
 
 _ASK_S = 30.0  # between questions to Slurm about jobs without a result
 _LATE_S = 15.0  # for a result to appear in a shared folder after its job has ended
 
 
-class Ray(Cluster):
+class _Cluster(Executor):
+    """What both have: a limit, variables for the workers, and a token that tells this driver."""
+
+    def __init__(self, workers: int | None, environment: Mapping[str, str] | None) -> None:
+        super().__init__()
+        if workers is not None and workers < 1:
+            raise ValueError(f"workers={workers}; expected at least 1")
+        self._workers, self._given = workers, environment or {}
+        self._token, self._driver = "", Path(os.devnull)
+
+    def __exit__(self, *exc: object) -> None:
+        if self._token:  # workers end without it
+            with contextlib.suppress(OSError):
+                self._driver.unlink()
+        self._end()
+        self._token = ""
+        super().__exit__(*exc)
+
+    def start(self, folder: Path) -> None:
+        """Gets ready; ``folder`` is the sweep's.
+
+        Raises:
+          SweepError: if the cluster does not answer, or has no room for a cell.
+          ValueError: for a parameter that it does not know.
+        """
+        self._driver, self._token = folder / "workers" / "driver", secrets.token_hex(16)
+        self._driver.parent.mkdir(exist_ok=True)
+        self._driver.write_text(self._token)
+        self._begin(self._driver.parent)
+
+    def _added(self) -> dict[str, str]:
+        """What a worker's environment has beside, or instead of, that of its machine."""
+        found = worker_environment(self._given)
+        ours = ("JAX_", "XLA_")
+        return {n: v for n, v in found.items() if n.startswith(ours) or os.environ.get(n) != v}
+
+    @abc.abstractmethod
+    def _begin(self, logs: Path) -> None: ...
+
+    @abc.abstractmethod
+    def _end(self) -> None: ...
+
+
+class Ray(_Cluster):
     """Cells as tasks of Ray, which places them; Ray keeps what they print.
 
     A worker or machine that is lost costs the progress of its cells since their last checkpoint.
@@ -64,7 +109,7 @@ class Ray(Cluster):
         environment: Mapping[str, str] | None = None,
     ) -> None:
         if cpus <= 0 or gpus < 0:
-            raise ValueError(f"cpus={cpus}, gpus={gpus}; cpus above 0 and gpus from 0 are taken")
+            raise ValueError(f"cpus={cpus}, gpus={gpus}; expected cpus above 0 and gpus from 0")
         given = {"NPROC": str(math.ceil(cpus)), **(environment or {})}  # XLA's threads
         if not gpus:
             given.setdefault("CUDA_VISIBLE_DEVICES", "")
@@ -74,9 +119,6 @@ class Ray(Cluster):
         self._ours = False
         self._task: Any = None
 
-    def __enter__(self) -> Ray:
-        return self
-
     def _begin(self, logs: Path) -> None:
         variables = self._added()
         if self._address is not None and "PYTHONPATH" not in self._given:
@@ -85,7 +127,7 @@ class Ray(Cluster):
             self._ours = True
             try:
                 with _undisturbed():
-                    self._knock()
+                    self._check_reachable()
                     self._ray.init(**self._where(), log_to_driver=False, logging_level="error")
             except (OSError, RuntimeError, ValueError, self._ray.exceptions.RayError) as error:
                 raise SweepError(f"no Ray at {self._address or 'hand'}: {_line(error)}") from error
@@ -97,7 +139,7 @@ class Ray(Cluster):
             runtime_env={"env_vars": variables},
         )
 
-    def _knock(self) -> None:
+    def _check_reachable(self) -> None:
         """Ray itself would try for minutes."""
         host, _, port = (self._address or "").removeprefix("ray://").rpartition(":")
         if host and port.isdigit():
@@ -115,7 +157,7 @@ class Ray(Cluster):
             "_node_ip_address": "127.0.0.1",
         }
 
-    def _limit(self) -> int:
+    def _slots(self) -> int:
         if self._workers is not None:
             return self._workers
         has, needs = self._ray.cluster_resources(), {"CPU": self._cpus, "GPU": self._gpus}
@@ -124,20 +166,19 @@ class Ray(Cluster):
             raise SweepError(f"no room for a cell of {needs}; Ray has {has}")
         return room
 
-    def _hand(self, task: Task, terms: Terms) -> Any:
-        return self._task.remote(task, terms)
+    def _submit(self, task: Task, slot: str) -> Any:
+        return self._task.remote(task, Terms.of(task, self._token))
 
-    def wait(self, seconds: float) -> list[Ended | Lost]:
-        """What happened, as soon as something has, or nothing after so many seconds."""
+    def _answers(self, seconds: float) -> list[tuple[Any, Mapping[str, Any]]]:
         done, left = self._ray.wait(list(self._running), timeout=seconds)
         if done and left:
             done += self._ray.wait(left, num_returns=len(left), timeout=0)[0]
-        return [self._ended(handle) for handle in done]
+        return [(future, self._answer(future)) for future in done]
 
-    def _answer(self, handle: Any) -> dict[str, Any]:
+    def _answer(self, future: Any) -> dict[str, Any]:
         wrong = self._ray.exceptions
         try:
-            return self._ray.get(handle)
+            return self._ray.get(future)
         except (wrong.RuntimeEnvSetupError, wrong.TaskUnschedulableError) as error:
             return {"error": _line(error)}
         except wrong.RayError as error:
@@ -146,8 +187,8 @@ class Ray(Cluster):
     def _end(self) -> None:
         left = list(self._running) if self._ray.is_initialized() else []
         for force, seconds in ((False, GRACE_S), (True, 5.0)):  # first, a training saves its state
-            for handle in left:
-                self._ray.cancel(handle, force=force)
+            for future in left:
+                self._ray.cancel(future, force=force)
             if left:
                 left = self._ray.wait(left, num_returns=len(left), timeout=seconds)[1]
         if self._ours:
@@ -156,7 +197,7 @@ class Ray(Cluster):
             self._ours = False
 
 
-class Slurm(Cluster):
+class Slurm(_Cluster):
     """Cells as jobs of Slurm, one each, by submitit; logs are in the sweep's ``workers`` folder.
 
     A job that fails, is killed or preempted costs the progress of its cell since its last
@@ -187,7 +228,7 @@ class Slurm(Cluster):
         **parameters: Any,
     ) -> None:
         if cluster not in ("slurm", "local"):
-            raise ValueError(f"cluster={cluster!r}; 'slurm' and 'local' are taken")
+            raise ValueError(f"cluster={cluster!r}; expected 'slurm' or 'local'")
         super().__init__(workers, environment)
         self._submitit = _needed("submitit", "Slurm", "slurm")
         for handler in logging.getLogger("submitit").handlers:  # it prints; the driver may not
@@ -200,9 +241,6 @@ class Slurm(Cluster):
         self._executor: Any = None
         self._asked = time.monotonic()
         self._over: dict[Any, float] = {}  # since when
-
-    def __enter__(self) -> Slurm:
-        return self
 
     def _begin(self, logs: Path) -> None:
         # In the command itself they stand before Python starts, whatever Slurm hands on.
@@ -217,24 +255,23 @@ class Slurm(Cluster):
         except (NameError, AssertionError) as error:
             raise ValueError(_line(error)) from error
 
-    def _limit(self) -> int:
+    def _slots(self) -> int:
         return self._workers or 1
 
-    def _hand(self, task: Task, terms: Terms) -> Any:
+    def _submit(self, task: Task, slot: str) -> Any:
         try:
-            return self._executor.submit(run_job, task, terms)
+            return self._executor.submit(run_job, task, Terms.of(task, self._token))
         except RuntimeError as error:
             raise SweepError(f"Slurm takes no job: {_line(error)}") from error
 
-    def wait(self, seconds: float) -> list[Ended | Lost]:
-        """What has happened; else nothing, after so many seconds."""
+    def _answers(self, seconds: float) -> list[tuple[Any, Mapping[str, Any]]]:
         if not self._local and time.monotonic() > self._asked + _ASK_S:
             next(iter(self._running)).watcher.update()  # of all jobs
             self._asked = time.monotonic()
         done = [job for job in self._running if self._is_over(job)]
         if not done:
             time.sleep(min(seconds, 0.05) if self._local else seconds)
-        return [self._ended(job) for job in done]
+        return [(job, self._answer(job)) for job in done]
 
     def _is_over(self, job: Any) -> bool:
         """Whether its result is there, or will not come."""
@@ -244,16 +281,16 @@ class Slurm(Cluster):
         late = 0 if self._local else _LATE_S
         return job.paths.result_pickle.exists() or time.monotonic() >= since + late
 
-    def _answer(self, handle: Any) -> dict[str, Any]:
-        del self._over[handle]
-        log, state = handle.paths.stderr, handle.state
-        if handle.paths.result_pickle.exists():
+    def _answer(self, future: Any) -> dict[str, Any]:
+        del self._over[future]
+        log, state = future.paths.stderr, future.state
+        if future.paths.result_pickle.exists():
             try:
-                return handle.result()
+                return future.result()
             except RuntimeError:
                 return {"lost": f"an error, see {log}"}
         if not self._local:
-            handle.cancel(check=False)  # Slurm may be mistaken, and no other job shall run the cell
+            future.cancel(check=False)  # Slurm may be mistaken, and no other job shall run the cell
         if state == "FAILED" and not log.exists():
             return {"error": f"a job failed and wrote nothing; do all machines see {log.parent}?"}
         return {"lost": f"{state}, see {log}"}

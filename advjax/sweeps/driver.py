@@ -9,17 +9,18 @@ import hashlib
 import json
 import os
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from advjax.experiment import load_experiment
+from advjax.experiment import Experiment, load_experiment
 from advjax.sweeps.cell import Task, forget, how_far
-from advjax.sweeps.executors import Ended, Executor, Here
+from advjax.sweeps.executors import Executor, Here
 from advjax.sweeps.grid import Grid, config_hash
 from advjax.sweeps.outcome import Outcome, SweepError
 from advjax.sweeps.search import Search, median_rule
-from advjax.sweeps.store import ENDED, FILE, Cell, Store
+from advjax.sweeps.store import ENDED, FILE, OLD, Cell, Store
 from advjax.training import runfolder
 from advjax.training.signals import Signals, Stopped
 
@@ -70,7 +71,7 @@ def sweep(
 
     Args:
       experiment: the experiment file.
-      folder: the sweep's: ``sweep.db``, a folder for each cell, and the workers' logs.
+      folder: the sweep's: ``sweep.jsonl``, a folder for each cell, and the workers' logs.
       grid: what to run, or what to search for; the file's own ``grid`` when None.
       base: the Config whose fields the grid changes; its defaults when None.
       executor: where cells run; in this process when None.
@@ -95,35 +96,32 @@ def sweep(
     search = grid if isinstance(grid, Search) else None
     configs = grid.configs(base) if isinstance(grid, Grid) else []
     if not configs and search is None:
-        raise ValueError("the grid is empty; at least one setting is taken")
+        raise ValueError("the grid is empty; expected at least one setting")
     path = Path(folder).absolute()
-    about = {
-        "experiment": loaded.path.name,
-        "source": "sha256:" + hashlib.sha256(loaded.path.read_bytes()).hexdigest(),
-        "summary": loaded.summary,
+    about = _about(loaded, base, grid)
+    with contextlib.ExitStack() as stack:
+        _open(stack, path, overwrite)
+        store = stack.enter_context(Store(path, write=True))
+        memory = None if memory_gb is None else memory_gb * 1e9
+        file, where = loaded.path.absolute(), executor or Here()
+        run = _Driver(store, file, where, progress, memory, base, search)
+        run.all(run.start(about, [_cell(c, place) for place, c in enumerate(configs)]), retry)
+        return store.cells()
+
+
+def _about(experiment: Experiment, base: Any, grid: Grid | Search) -> dict[str, Any]:
+    """What the sweep is; JSON-able with ``default=str``."""
+    search = grid if isinstance(grid, Search) else None
+    return {
+        "experiment": experiment.path.name,
+        "source": "sha256:" + hashlib.sha256(experiment.path.read_bytes()).hexdigest(),
+        "summary": experiment.summary,
         "base": dataclasses.asdict(base),
         "axes": grid.axes,
         "search": search and search.describe(),
         "trials": search and search.trials,
         "versions": runfolder.versions([])["packages"],
     }
-    cells = [_cell(config, place) for place, config in enumerate(configs)]
-    with contextlib.ExitStack() as stack:
-        _open(stack, path, overwrite)
-        store = stack.enter_context(Store(path, write=True))
-        memory = None if memory_gb is None else memory_gb * 1e9
-        file, where = loaded.path.absolute(), executor or Here()
-        run = _Driver(store, path, file, where, progress, memory, base, search)
-        interrupted = [c for c in store.cells() if c.status == "running" and c.worker == Here.NAME]
-        if search is not None:
-            cells = store.cells()
-        for note in store.start(about, cells):
-            run.tell(note)
-        for cell in interrupted:  # it may be what ended the process
-            run.lost(cell.name, "the process of the sweep ended")
-        names = {cell.name for cell in cells}
-        run.all([c for c in store.cells() if c.name in names], retry)
-        return store.cells()
 
 
 def grid_of(grid: Any, base: Any) -> Grid | Search:
@@ -148,14 +146,14 @@ def _open(stack: contextlib.ExitStack, folder: Path, overwrite: bool) -> None:
     except runfolder.RunError as error:
         raise SweepError(f"{folder}: another sweep works on it, or it is a file") from error
     except OSError as error:
-        raise SweepError(f"{folder}: {error.strerror}; a folder to write to is taken") from error
+        raise SweepError(f"{folder}: {error.strerror}; expected a folder to write to") from error
     there = {p.name for p in folder.iterdir() if not p.name.startswith(".")}
-    if there and FILE not in there:
+    if there and not {FILE, OLD} & there:
         raise SweepError(f"{folder} is no sweep and not empty: it holds {', '.join(sorted(there))}")
     if overwrite:
         for name in ("cells", "workers"):
             shutil.rmtree(folder / name, ignore_errors=True)
-        for name in (FILE, f"{FILE}-wal", f"{FILE}-shm"):
+        for name in (FILE, OLD, f"{OLD}-wal", f"{OLD}-shm"):
             (folder / name).unlink(missing_ok=True)
 
 
@@ -165,7 +163,6 @@ class _Driver:
     def __init__(
         self,
         store: Store,
-        folder: Path,
         experiment: Path,
         executor: Executor,
         progress: Callable[[Told], None] | None,
@@ -173,22 +170,34 @@ class _Driver:
         base: Any,
         search: Search | None,
     ) -> None:
-        self.store, self.folder, self.experiment = store, folder, experiment
-        self.memory = memory
-        self.executor, self.progress = executor, progress
+        self.store, self.folder, self.experiment = store, store.path.parent, experiment
+        self.executor, self.progress, self.memory = executor, progress, memory
         self.base, self.search = base, search
         self.histories: dict[str, Any] = {}  # of the finished cells of a search
-        self.by_name: dict[str, Cell] = {}
         self.running: set[str] = set()
         self.counts: collections.Counter[str] = collections.Counter()
 
+    def start(self, about: dict[str, Any], cells: list[Cell]) -> list[Cell]:
+        """The cells of the grid, or of the search so far, as the store has them."""
+        before = self.store.cells()
+        if self.search is not None:
+            cells = before
+        for note in self.store.start(about, cells):
+            self.tell(note)
+        names = {cell.name for cell in cells}
+        for cell in before:
+            here = cell.status == "running" and cell.worker.startswith(Here.NAME)
+            if here and cell.name in names:  # it may be what ended the process
+                self.lost(cell.name, "the process of the sweep ended")
+        return [self.store.cell(cell.name) for cell in cells]
+
     def all(self, cells: list[Cell], retry: bool) -> None:
         """Until every cell has ended."""
-        again = [c.name for c in cells if retry and c.status in ("ko", "failed")]
+        again = {c.name for c in cells if retry and c.status in ("ko", "failed")}
         for name in again:
             forget(self._folder(name))
-        self.store.wait_again(again)
-        left = [c for c in cells if c.status not in ENDED or c.name in set(again)]
+            self._wait_again(name)
+        left = [c.name for c in cells if c.status not in ENDED or c.name in again]
         waiting = collections.deque(left)
         self.counts = collections.Counter(self.store.counts())
         more = 0
@@ -200,7 +209,6 @@ class _Driver:
         self.tell(f"{len(left) + more} of {len(cells) + more} cells to go")
         if not left and not more:
             return
-        self.by_name = {cell.name: cell for cell in left}
         with Signals() as signals:
             try:
                 with self.executor:
@@ -212,14 +220,15 @@ class _Driver:
                                 more = more - 1 if waiting else 0
                                 continue
                             self._submit(waiting.popleft(), worker)
-                        for event in self.executor.wait(0.2):
-                            self.running.discard(event.name)
-                            if isinstance(event, Ended):
-                                self._ended(event.name, event.outcome)
-                            elif self.lost(event.name, event.reason):
-                                waiting.append(self.by_name[event.name])
+                        for name, found in self.executor.wait(0.2):
+                            self.running.discard(name)
+                            if isinstance(found, Outcome):
+                                self._ended(name, found)
+                            elif self.lost(name, found):
+                                waiting.append(name)
             finally:
-                self.store.wait_again(self.running)
+                for name in self.running:
+                    self._wait_again(name)
             if signals.received is not None:
                 ended = sum(self.counts[s] for s in ENDED)
                 raise Stopped(signals.received, f"{ended} of {sum(self.counts.values())} cells")
@@ -227,17 +236,19 @@ class _Driver:
     def _folder(self, name: str) -> Path:
         return self.folder / "cells" / name
 
-    def _submit(self, cell: Cell, worker: str) -> None:
-        self.running.add(cell.name)
-        self.store.begin(cell.name, worker)
-        self._count(cell.status, "running")
-        folder = str(self._folder(cell.name))
+    def _wait_again(self, name: str) -> None:
+        self.store.change(name, status="waiting", reason="", losses=0)
+
+    def _submit(self, name: str, worker: str) -> None:
+        self.running.add(name)
+        self.store.change(name, status="running", reason="", began=time.time(), worker=worker)
+        self._count("waiting", "running")
+        folder, config = str(self._folder(name)), self.store.cell(name).config
         rule = self.search and median_rule(self.search, [*self.histories.values()])
         fields = None if rule is None else dataclasses.asdict(rule)
-        task = Task(cell.name, str(self.experiment), cell.config, folder, self.memory, fields)
-        self.executor.submit(task)
+        self.executor.submit(Task(name, str(self.experiment), config, folder, self.memory, fields))
 
-    def _proposed(self) -> list[Cell]:
+    def _proposed(self) -> list[str]:
         """The next cell of the search; none where there is no other."""
         assert self.search is not None
         cells = self.store.cells()
@@ -248,27 +259,30 @@ class _Driver:
             return []
         cell = _cell(Grid((setting,)).configs(self.base)[0], len(cells))
         self.store.add(cell)
-        self.by_name[cell.name] = cell
-        return [cell]
+        return [cell.name]
 
     def _ended(self, name: str, outcome: Outcome) -> None:
-        rows = runfolder.read_rows(self._folder(name) / "run")
-        self.store.end(name, outcome, rows)
-        if self.search is not None and outcome.status == "done":
-            self.histories[name] = rows
-        said = (
-            "" if outcome.status == "done" else f"cell {name}: {outcome.status}, {outcome.reason}"
-        )
+        self.store.change(name, **dataclasses.asdict(outcome))
+        done = outcome.status == "done"
+        if self.search is not None and done:
+            self.histories[name] = self.store.history(name)
+        said = "" if done else f"cell {name}: {outcome.status}, {outcome.reason}"
         self._count("running", outcome.status, said)
-        if self.search and outcome.status == "done" and self.search.metric not in outcome.metrics:
+        if self.search and done and self.search.metric not in outcome.metrics:
             there = ", ".join(n for n, v in outcome.metrics.items() if isinstance(v, (int, float)))
             raise SweepError(f"no cell has a metric {self.search.metric}; there are: {there}")
 
     def lost(self, name: str, reason: str) -> bool:
-        again = self.store.lost(name, how_far(self._folder(name)), _LOSSES, reason)
+        """A worker ended with this cell: whether it waits again, or is given up after so many."""
+        before, far = self.store.cell(name), how_far(self._folder(name))
+        losses = 1 if far > before.far else before.losses + 1
+        again = losses < _LOSSES
+        status = "waiting" if again else "ko"
+        why = "" if again else f"ended its process {losses} times: {reason}"
+        far = max(far, before.far)
+        self.store.change(name, status=status, reason=why, losses=losses, far=far)
         what = "it waits again" if again else "it is given up"
-        said = f"cell {name}: its worker ended ({reason}); {what}"
-        self._count("running", "waiting" if again else "ko", said)
+        self._count("running", status, f"cell {name}: its worker ended ({reason}); {what}")
         return again
 
     def _count(self, before: str, after: str, said: str = "") -> None:

@@ -1,64 +1,94 @@
-"""Where cells run: in this process, or in worker processes of this machine."""
+"""How tasks are handed out: one contract, and this machine's executors of it."""
 
 from __future__ import annotations
 
+import abc
 import contextlib
 import dataclasses
 import json
 import os
-import selectors
+import select
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from advjax import process_settings
 from advjax.sweeps.cell import Progress, Task, run_cell
 from advjax.sweeps.outcome import Outcome, SweepError
 
 GRACE_S = 30.0  # for a worker to save its state before it is killed
+_TRIES = 3  # to start a worker
 
 
-@dataclasses.dataclass(frozen=True)
-class Ended:
-    """A cell that ended."""
+class Executor(abc.ABC):
+    """Runs tasks somewhere, each in a slot; a context manager that ends what it started.
 
-    name: str
-    outcome: Outcome
+    Kinds of executors differ in their slots and futures. A future is what ``_submit`` returns for a
+    task, anything that can be hashed. Its answer is a dictionary: the fields of ``Outcome``; or
+    ``lost`` and why, for which the cell is run again; or ``error``, for which the sweep must end.
+    """
 
+    NAME = ""
 
-@dataclasses.dataclass(frozen=True)
-class Lost:
-    """A cell whose worker ended first, and how it did."""
+    def __init__(self) -> None:
+        self._running: dict[Any, tuple[str, Task]] = {}  # by their futures
 
-    name: str
-    reason: str
+    def __enter__(self) -> Executor:
+        return self
 
+    def __exit__(self, *exc: object) -> None:
+        """Ends what was started; what still runs may save its state first."""
+        self._running.clear()
 
-class Executor(Protocol):
-    """Runs tasks somewhere; a context manager that ends what it started."""
+    def free(self) -> str | None:
+        """The name of a slot that takes a task now, or None."""
+        used = {slot for slot, _ in self._running.values()}
+        names = (f"{self.NAME}-{i}" for i in range(self._slots()))
+        return next((name for name in names if name not in used), None)
 
-    def __enter__(self) -> Executor: ...
+    def submit(self, task: Task) -> None:
+        """Gives a task to the slot that ``free`` named."""
+        slot = self.free()
+        assert slot is not None
+        self._running[self._submit(task, slot)] = slot, task
 
-    def __exit__(self, *exc: object) -> None: ...
+    def wait(self, seconds: float) -> list[tuple[str, Outcome | str]]:
+        """The names of tasks that ended, and how: with an outcome, or lost with their worker, and
+        why. Returns as soon as one has, or nothing after so many seconds.
 
+        Raises:
+          SweepError: if a worker found what must end the sweep.
+        """
+        found: list[tuple[str, Outcome | str]] = []
+        for future, answer in self._answers(seconds) if self._running else ():
+            _, task = self._running.pop(future)
+            if "error" in answer:
+                raise SweepError(answer["error"])
+            found.append((task.name, answer["lost"] if "lost" in answer else Outcome(**answer)))
+        return found
+
+    @abc.abstractmethod
     def start(self, folder: Path) -> None:
         """Gets ready; ``folder`` is the sweep's, for logs."""
 
-    def free(self) -> str | None:
-        """The name of a worker that takes a task now, or None."""
+    @abc.abstractmethod
+    def _slots(self) -> int:
+        """How many tasks run at a time."""
 
-    def submit(self, task: Task) -> None:
-        """Gives a task to the worker that ``free`` named."""
+    @abc.abstractmethod
+    def _submit(self, task: Task, slot: str) -> Any:
+        """Begins a task; returns its future."""
 
-    def wait(self, seconds: float) -> list[Ended | Lost]:
-        """What happened, as soon as something has, or nothing after so many seconds."""
+    @abc.abstractmethod
+    def _answers(self, seconds: float) -> list[tuple[Any, Mapping[str, Any]]]:
+        """The futures that are done, waited for at most so long, and what they answer."""
 
 
-class Here:
+class Here(Executor):
     """In this process: nothing to start, compiled programs are shared.
 
     Args:
@@ -71,16 +101,10 @@ class Here:
     NAME = "here"
 
     def __init__(self, progress: Progress | None = None, *, together: int | None = None) -> None:
+        super().__init__()
         if together is not None and together < 1:
-            raise ValueError(f"together={together}; at least 1 is taken")
+            raise ValueError(f"together={together}; expected at least 1")
         self._progress, self._together = progress, together
-        self._tasks: list[Task] = []
-
-    def __enter__(self) -> Here:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        pass
 
     def start(self, folder: Path) -> None:
         if self._together is None:
@@ -88,25 +112,23 @@ class Here:
 
             self._together = together_by_default()
 
-    def free(self) -> str | None:
-        assert self._together is not None
-        return self.NAME if len(self._tasks) < self._together else None
+    def _slots(self) -> int:
+        return self._together or 1
 
-    def submit(self, task: Task) -> None:
-        self._tasks.append(task)
+    def _submit(self, task: Task, slot: str) -> str:
+        return task.name
 
-    def wait(self, seconds: float) -> list[Ended | Lost]:
-        assert self._together is not None
-        tasks, self._tasks = self._tasks, []
+    def _answers(self, seconds: float) -> list[tuple[Any, Mapping[str, Any]]]:
+        tasks = [task for _, task in self._running.values()]
         if len(tasks) == 1:
-            return [Ended(tasks[0].name, run_cell(tasks[0], self._progress))]
+            return [(tasks[0].name, vars(run_cell(tasks[0], self._progress)))]
         from advjax.sweeps.population import run_cells
 
-        found = run_cells(tasks, self._together, self._progress)
-        return [Ended(name, outcome) for name, outcome in found.items()]
+        found = run_cells(tasks, self._slots(), self._progress)
+        return [(name, vars(outcome)) for name, outcome in found.items()]
 
 
-class Processes:
+class Processes(Executor):
     """Worker processes on this machine, each with its share of the cores.
 
     A worker that ends, killed or crashed, costs the progress of its cell since the last checkpoint
@@ -119,6 +141,8 @@ class Processes:
         that each has a GPU; None leaves it alone.
     """
 
+    NAME = "worker"
+
     def __init__(
         self,
         workers: int = 2,
@@ -126,152 +150,143 @@ class Processes:
         environment: Mapping[str, str] | None = None,
         devices: Sequence[str] | None = None,
     ) -> None:
+        super().__init__()
         if workers < 1:
-            raise ValueError(f"workers={workers}; at least 1 is taken")
-        self._workers = [_Worker(i, workers, environment or {}, devices) for i in range(workers)]
-        self._selector = selectors.DefaultSelector()
-
-    def __enter__(self) -> Processes:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        for worker in self._workers:
-            worker.ask_to_end()
-        until = time.monotonic() + GRACE_S
-        for worker in self._workers:
-            worker.end(until)
-        self._selector.close()
+            raise ValueError(f"workers={workers}; expected at least 1")
+        self._workers: dict[str, _Worker] = {}
+        for i in range(workers):
+            given = dict(environment or {})
+            if devices is not None:
+                given["CUDA_VISIBLE_DEVICES"] = devices[i % len(devices)]
+            self._workers[f"{self.NAME}-{i}"] = _Worker(given, _share(i, workers))
 
     def start(self, folder: Path) -> None:
-        for worker in self._workers:
-            worker.log = folder / "workers" / f"{worker.name}.log"
-            worker.log.parent.mkdir(exist_ok=True)
-            self._run(worker)
-
-    def free(self) -> str | None:
-        worker = self._idle()
-        return None if worker is None else worker.name
-
-    def submit(self, task: Task) -> None:
-        worker = self._idle()
-        assert worker is not None
-        worker.give(task)
-
-    def wait(self, seconds: float) -> list[Ended | Lost]:
-        events: list[Ended | Lost] = []
-        for key, _ in self._selector.select(seconds):
-            worker: _Worker = key.data
-            task = worker.task
-            answer = worker.answer()
-            if answer is None:
-                self._selector.unregister(key.fileobj)
-                reason = worker.reason()
-                if task is not None:
-                    events.append(Lost(task.name, reason))
-                elif worker.idle_ends > 2:
-                    raise SweepError(f"a worker does not start: {reason}, see {worker.log}")
-                self._run(worker)
-            elif task is not None:
-                events.append(Ended(task.name, answer))
-        return events
+        (folder / "workers").mkdir(exist_ok=True)
+        for name, worker in self._workers.items():
+            worker.start(folder / "workers" / f"{name}.log")
 
     def pids(self) -> list[int]:
         """The ids of the processes that run now."""
-        return [w.process.pid for w in self._workers if w.process is not None]
+        return [w.process.pid for w in self._workers.values() if w.process is not None]
 
-    def _idle(self) -> _Worker | None:
-        return next((w for w in self._workers if w.task is None), None)
+    def _slots(self) -> int:
+        return len(self._workers)
 
-    def _run(self, worker: _Worker) -> None:
-        worker.run()
-        self._selector.register(worker.pipe(), selectors.EVENT_READ, worker)
+    def _submit(self, task: Task, slot: str) -> _Worker:
+        worker = self._workers[slot]
+        worker.give(task)
+        return worker
+
+    def _answers(self, seconds: float) -> list[tuple[Any, Mapping[str, Any]]]:
+        pipes = {worker.pipe(): worker for worker in self._running}
+        ready = [pipes[pipe] for pipe in select.select([*pipes], [], [], seconds)[0]]
+        return [(worker, worker.answer()) for worker in ready]
+
+    def __exit__(self, *exc: object) -> None:
+        for worker in self._workers.values():
+            worker.ask_to_end(busy=worker in self._running)
+        until = time.monotonic() + GRACE_S
+        for worker in self._workers.values():
+            worker.end(until)
+        super().__exit__(*exc)
 
 
 class _Worker:
-    """One worker process and what it is doing."""
+    """One worker process after the other; ``process`` is the last one."""
 
-    def __init__(
-        self, i: int, n: int, environment: Mapping[str, str], devices: Sequence[str] | None
-    ) -> None:
-        self.name = f"worker-{i}"
-        self.log = Path(os.devnull)
+    def __init__(self, environment: Mapping[str, str], cores: set[int] | None) -> None:
         self.process: subprocess.Popen[str] | None = None
-        self.task: Task | None = None
-        self.idle_ends = 0  # ends in a row without a task: it cannot even start
-        self._environment = worker_environment(environment)
-        if devices is not None:
-            self._environment["CUDA_VISIBLE_DEVICES"] = devices[i % len(devices)]
-        self._cores = _share(i, n)
+        self._log = Path(os.devnull)
+        self._environment, self._cores = worker_environment(environment), cores
+        self._ready = False
 
-    def run(self) -> None:
-        if self.process is not None:
-            self._close()
-        with self.log.open("a") as log:
+    def start(self, log: Path) -> None:
+        """Starts a process in the place of the last one."""
+        self._close()
+        self._log, self._ready = log, False
+        with log.open("a") as output:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "advjax.sweeps.worker"],
+                # Without -P a file here that is called as a module of Python takes its place.
+                [sys.executable, "-P", "-m", "advjax.sweeps.worker"],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
-                stderr=log,
+                stderr=output,
                 text=True,
                 env=self._environment,
                 start_new_session=True,  # Ctrl-C is the driver's; it passes the end on
             )
         if self._cores is not None:
             os.sched_setaffinity(self.process.pid, self._cores)
-        self.task = None
 
     def pipe(self) -> Any:
         assert self.process is not None
         return self.process.stdout
 
     def give(self, task: Task) -> None:
-        assert self.process is not None and self.process.stdin is not None
-        self.task = task
-        # One that has just ended says so by its pipe, and the task counts as lost.
+        """Begins a task, in another process where the last one has ended.
+
+        Raises:
+          SweepError: if none starts.
+        """
+        assert self.process is not None
+        if self.process.poll() is not None:
+            self.start(self._log)
+        tries = 1
+        while not self._is_ready():
+            reason = self._reason()
+            if self.process.returncode < 0:
+                break
+            if tries == _TRIES:
+                raise SweepError(f"a worker does not start: {reason}, see {self._log}")
+            tries += 1
+            self.start(self._log)
+        assert self.process.stdin is not None
+        # One that was killed meanwhile says so by its pipe, and the task counts as lost.
         with contextlib.suppress(BrokenPipeError):
             self.process.stdin.write(json.dumps(dataclasses.asdict(task)) + "\n")
             self.process.stdin.flush()
 
-    def answer(self) -> Outcome | None:
-        """Its outcome, or None when it has ended."""
+    def answer(self) -> dict[str, Any]:
+        """What it says of its task; the task is lost when it has ended."""
         try:
-            said = json.loads(self.pipe().readline())
+            found: dict[str, Any] = json.loads(self.pipe().readline())
         except ValueError:
-            self.idle_ends += self.task is None
-            self.task = None
-            return None
-        self.task, self.idle_ends = None, 0
-        if "error" in said:
-            raise SweepError(said["error"])
-        return Outcome(**said)
+            found = {"lost": self._reason()}
+            self.start(self._log)
+        return found
 
-    def reason(self) -> str:
-        """How it ended."""
-        assert self.process is not None
-        code = self.process.wait()
-        return signal.Signals(-code).name if code < 0 else f"exit code {code}"
-
-    def ask_to_end(self) -> None:
+    def ask_to_end(self, *, busy: bool) -> None:
         """A training saves its state and leaves; an idle worker leaves."""
         if self.process is not None and self.process.poll() is None:
-            if self.task is not None:
+            if busy:
                 self.process.send_signal(signal.SIGTERM)
             assert self.process.stdin is not None
             self.process.stdin.close()
 
     def end(self, until: float) -> None:
-        if self.process is None:
-            return
-        try:
-            self.process.wait(max(until - time.monotonic(), 0))
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
-        self._close()
+        if self.process is not None:
+            try:
+                self.process.wait(max(until - time.monotonic(), 0))
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait()
+            self._close()
+
+    def _is_ready(self) -> bool:
+        """Waits for a new process to say that it has started; False when it has ended."""
+        assert self.process is not None
+        if not self._ready:
+            self._ready = self.pipe().readline() != ""
+        return self._ready
+
+    def _reason(self) -> str:
+        """How it ended."""
+        assert self.process is not None
+        code = self.process.wait()
+        return signal.Signals(-code).name if code < 0 else f"exit code {code}"
 
     def _close(self) -> None:
-        assert self.process is not None
-        for pipe in (self.process.stdin, self.process.stdout):
+        for pipe in (self.process.stdin, self.process.stdout) if self.process else ():
             if pipe is not None:
                 with contextlib.suppress(BrokenPipeError):
                     pipe.close()

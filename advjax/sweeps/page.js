@@ -103,7 +103,7 @@ const pairs = metrics.flatMap((robust) => {
   const clean = parts && metrics.find((metric) => metric.name === `${parts[1]}clean`);
   return clean ? [{ clean, robust }] : [];
 });
-byId("tradeoff").hidden = !pairs.length;
+byId("tradeoff").closest("section").hidden = !pairs.length;
 byId("metric").append(...metrics.map((metric, k) => option(k, metric.name)));
 byId("pair").append(...pairs.map((pair, k) => option(k, pair.robust.name)));
 byId("column").append(option(-1, "none"), ...axes.map((axis, k) => option(k, axis.name)));
@@ -146,16 +146,12 @@ function draw() {
   drawParallel(byId("parallel"), byId("drawn"), shown, metrics[state.metric]);
   drawTable();
 }
-byId("metric").addEventListener("change", (event) => {
-  state.metric = +event.target.value;
-  showChoices();
-  draw();
-});
-byId("column").addEventListener("change", (event) => {
-  state.column = +event.target.value;
-  showChoices();
-  drawPivot();
-});
+for (const [name, redraw] of [["metric", draw], ["column", drawPivot]])
+  byId(name).addEventListener("change", (event) => {
+    state[name] = +event.target.value;
+    showChoices();
+    redraw();
+  });
 for (const id of ["pair", "colour"]) byId(id).addEventListener("change", drawPair);
 let typing = 0;
 byId("find").addEventListener("input", () => {

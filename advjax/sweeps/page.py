@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import html
-import json
 import math
 import os
 from collections import Counter
@@ -11,9 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import advjax
-from advjax.files import whole_file
-from advjax.page_style import STYLE
+from advjax.report.markup import Markup, element, joined
+from advjax.report.page import Facts, Html, Script, Section, write_report
 from advjax.sweeps.grid import canonical
 from advjax.sweeps.store import Cell, Store
 from advjax.sweeps.table import axes_of, default_metric, metrics_of, show
@@ -50,21 +47,30 @@ def write_page(
             cells, about = store.cells(), store.about() if about is None else about
     else:
         cells = list(sweep)
-    path = Path(path)
-    page = _page(about or {}, cells, metric).encode()
-    with whole_file(path) as file:
-        file.write(page)
-    return path
+    about = about or {}
+    data = _data(cells, metric)
+    axes = {axis["name"] for axis in data["axes"]}
+    fixed = {n: show(v) for n, v in (cells[0].config if cells else {}).items() if n not in axes}
+    controls, *parts = _file("page.html").split("\n\n")
+    sections: list[Section] = [*map(Html, parts)]
+    if fixed:
+        sections.append(Facts(fixed, "The same in every cell"))
+    write_report(
+        path,
+        f"Sweep of {about.get('experiment') or 'an experiment'}",
+        sections,
+        str(about.get("summary") or ""),
+        summary=_summary(cells),
+        made_by=", ".join(f"{n} {version}" for n, version in about.get("versions", {}).items()),
+        script=Script(_file("charts.js") + _file("page.js"), data, _file("page.css"), controls),
+    )
+    return Path(path)
 
 
 def lost(cells: Sequence[Cell]) -> list[str]:
     """A line for each reason that cells have no result for, the most frequent first."""
-    reasons = Counter(
-        f"{'KO' if cell.status == 'ko' else 'failed'}: {cell.reason}"
-        for cell in cells
-        if cell.status in ("ko", "failed")
-    )
-    return [f"{n} x {reason}" for reason, n in sorted(reasons.items(), key=lambda item: -item[1])]
+    reasons = Counter(cell.lost for cell in cells if cell.lost)
+    return [f"{n} x {reason}" for reason, n in reasons.most_common()]
 
 
 def _data(cells: Sequence[Cell], metric: str | None) -> dict[str, Any]:
@@ -136,84 +142,20 @@ def _number(value: Any, digits: int = 7) -> float | int | None:
     return int(value) if isinstance(value, int) else float(f"{value:.{digits}g}")
 
 
-def _embedded(data: Any) -> str:
-    """JSON that cannot end the element that it stands in."""
-    text = json.dumps(data, allow_nan=False, separators=(",", ":"))
-    return text.translate({ord(c): f"\\u{ord(c):04x}" for c in "<>&"})
-
-
-def _page(about: Mapping[str, Any], cells: Sequence[Cell], metric: str | None) -> str:
-    said = html.escape
-    data = _data(cells, metric)
-    title = str(about.get("experiment") or "sweep")
-    lead = f'<p class="lead">{said(str(about["summary"]))}</p>' if about.get("summary") else ""
+def _summary(cells: Sequence[Cell]) -> Markup:
+    """How many cells have ended how, and why."""
     counts = Counter(cell.status for cell in cells)
-    chips = "".join(
-        f'<li class="chip {status}">{counts[status]:,} {status.replace("ko", "KO")}</li>'
-        for status in STATUSES
-        if counts[status]
-    )
+    chips = [element("li", f"{len(cells):,} cells", class_="chip")] + [
+        element("li", f"{counts[s]:,} {s.replace('ko', 'KO')}", class_=f"chip {s}")
+        for s in STATUSES
+        if counts[s]
+    ]
     reasons = lost(cells)
-    lines = "".join(f"<li>{said(line)}</li>" for line in reasons[:8])
-    more = f"<li>and {len(reasons) - 8} other reasons</li>" if len(reasons) > 8 else ""
-    axes = {axis["name"] for axis in data["axes"]}
-    fixed = "".join(
-        f"<div><dt>{said(name)}</dt><dd>{said(show(value))}</dd></div>"
-        for name, value in (cells[0].config if cells else {}).items()
-        if name not in axes
-    )
-    same = f'<section><h2>The same in every cell</h2><dl class="facts">{fixed}</dl></section>'
-    versions = about.get("versions") or {"advjax": advjax.__version__}
-    script = _file("charts.js") + _file("page.js")
-    made_by = ", ".join(f"{name} {version}" for name, version in versions.items())
-    return (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        '<meta name="color-scheme" content="light dark">'
-        '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; '
-        "style-src 'unsafe-inline'; script-src 'unsafe-inline'\">"
-        f"<title>{said(title)}: sweep</title><style>{STYLE}{_file('page.css')}</style></head>"
-        f"<body><header><h1>{said(title)}</h1>{lead}"
-        f'<ul class="chips"><li class="chip">{len(cells):,} cells</li>{chips}</ul>'
-        f'<ul class="reasons">{lines}{more}</ul></header>'
-        f"<noscript><p>The tables and charts of this page need JavaScript.</p></noscript>{_BODY}"
-        f"{same if fixed else ''}</main>"
-        f'<footer>{said(made_by)}</footer><div id="tip" role="status" hidden></div>'
-        f'<script type="application/json" id="data">{_embedded(data)}</script>'
-        f"<script>(() => {{'use strict';{script}}})();</script></body></html>\n"
-    )
+    shown = reasons[:8] + [f"and {len(reasons) - 8} other reasons"] * (len(reasons) > 8)
+    lines = [element("li", line) for line in shown]
+    return joined(element("ul", *chips, class_="chips"), element("ul", *lines, class_="reasons"))
 
 
 def _file(name: str) -> str:
     """A part of the page that is not Python and lies beside this file."""
     return Path(__file__).with_name(name).read_text()
-
-
-_BODY = """
-<form id="controls" aria-label="What the page shows">
-<div class="choose"><label>Metric <select id="metric"></select></label>
-<label>Find <input id="find" type="search" placeholder="dense eps=0.1 KO"></label>
-<span id="count" role="status"></span><button id="all" type="button">Show all</button></div>
-<div class="choose" id="filters"></div></form><main>
-<section><h2>Means <span class="of"></span></h2><fieldset class="choose"><span>Rows</span>
-<span id="rows" class="choose"></span><label>Columns <select id="column"></select></label>
-</fieldset><div class="tall" tabindex="0"><table class="pivot" id="pivot"></table></div>
-<p class="note" id="over"></p><p class="note key"><span id="ramp"></span>
-<span><span class="place ko">KO</span> diverged or out of memory</span>
-<span><span class="place failed">failed</span> another error</span>
-<span><span class="place waiting">...</span> waiting or running</span></p></section>
-<section><h2>The effect of each axis <span class="of"></span></h2><div id="effects"></div>
-<p class="note">Mean and standard error over all other axes; the largest differences first, all on
-one scale.</p></section>
-<section id="tradeoff"><h2>Robust against clean accuracy</h2><div class="choose">
-<label>Robust <select id="pair"></select></label><label>Colour <select id="colour"></select></label>
-</div><figure><div id="scatter"></div><ul class="legend" id="legend"></ul></figure>
-<p class="note">Point at a mark, or step through them with the arrow keys, for its configuration.
-On the dashed line robust accuracy would be as high as clean accuracy.</p></section>
-<section><h2>Parallel coordinates <span class="of"></span></h2><figure><div id="parallel"></div>
-</figure><p class="note">A line for each cell, from the lowest fifth of the metric in red to the
-highest in blue; cells without a number are grey, dashed and end below. <span id="drawn"></span></p>
-</section>
-<section><h2>All cells</h2><div class="wide"><table id="cells"></table></div>
-<div class="choose"><button id="back">Back</button><span id="page" role="status"></span>
-<button id="next">Next</button></div></section>"""

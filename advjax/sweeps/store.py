@@ -1,33 +1,27 @@
-"""The one file of a sweep: an SQLite database that its driver alone writes."""
+"""The one file of a sweep: a line of JSON for what is new, written by its driver alone.
+
+The first line of ``sweep.jsonl`` says what the sweep is. Each other line has the name of a cell and
+fields of it; a later line stands over an earlier one. A line that was cut off is the last and does
+not count. What a worker has found is in its cell's folder until the driver has written it here.
+"""
 
 from __future__ import annotations
 
-import contextlib
+import collections
 import dataclasses
 import json
-import sqlite3
-import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import os
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from advjax.sweeps.outcome import Outcome, SweepError
+from advjax.files import whole_file
+from advjax.sweeps.outcome import SweepError
 
-FORMAT = 1
-FILE = "sweep.db"
+FORMAT = 2
+FILE = "sweep.jsonl"
+OLD = "sweep.db"  # of versions before, as SQLite
 ENDED = ("done", "ko", "failed")
-
-_TABLES = """
-CREATE TABLE about (name TEXT PRIMARY KEY, value TEXT NOT NULL);
-CREATE TABLE cells (
-  name TEXT PRIMARY KEY, place INTEGER NOT NULL UNIQUE, config TEXT NOT NULL,
-  status TEXT NOT NULL, reason TEXT NOT NULL, metrics TEXT NOT NULL,
-  seconds REAL NOT NULL, began REAL, worker TEXT NOT NULL,
-  losses INTEGER NOT NULL, far INTEGER NOT NULL
-);
-CREATE TABLE history (cell TEXT NOT NULL, row TEXT NOT NULL);
-CREATE INDEX history_cell ON history (cell);
-"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,12 +54,15 @@ class Cell:
     losses: int = 0
     far: int = 0
 
-
-_COLUMNS = [f.name for f in dataclasses.fields(Cell)]
+    @property
+    def lost(self) -> str:
+        """``KO: reason`` or ``failed: reason`` of one that ended without a result, or nothing."""
+        kind = {"ko": "KO", "failed": "failed"}.get(self.status)
+        return f"{kind}: {self.reason}" if kind else ""
 
 
 class Store:
-    """A sweep's database; a context manager.
+    """A sweep's file as it is when opened; a context manager.
 
     Args:
       folder: the sweep's folder.
@@ -77,65 +74,63 @@ class Store:
 
     def __init__(self, folder: Path, *, write: bool = False) -> None:
         self.path = folder / FILE
+        if (folder / OLD).is_file() and not self.path.is_file():
+            raise SweepError(
+                f"{folder} holds a sweep of an earlier version, {OLD}; expected {FILE}: overwrite "
+                f"it, or take another folder, or make an empty {FILE} there (touch) and run the "
+                "same, unchanged experiment file again, which keeps its finished cells"
+            )
         if not write and not self.path.is_file():
             raise SweepError(f"{folder} is no sweep: it has no {FILE}")
-        self._write = write
-        with self._clear_errors():
-            if write:
-                self._db = sqlite3.connect(self.path, isolation_level=None)
-                self._db.execute("PRAGMA journal_mode = WAL")
-                self._db.execute("PRAGMA synchronous = NORMAL")
-            else:
-                # Without a writer's log the file is whole, and a read-only folder is no hindrance.
-                alone = not self.path.with_name(FILE + "-wal").exists()
-                how = "immutable=1" if alone else "mode=ro"
-                uri = f"{self.path.absolute().as_uri()}?{how}"
-                self._db = sqlite3.connect(uri, uri=True, isolation_level=None)
-            self._db.execute("PRAGMA busy_timeout = 10000")
-            tables = self._db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")
-            empty = tables.fetchone() is None
-            if empty and write:
-                with self._transaction():
-                    for statement in _TABLES.split(";"):
-                        self._db.execute(statement)
-            elif not empty and self.about().get("format") != FORMAT:
-                raise SweepError(f"{self.path} is not of this version; format {FORMAT} is taken")
+        self._about: dict[str, Any] = {}
+        self._cells: dict[str, Cell] = {}
+        content = self.path.read_bytes() if self.path.is_file() else b""
+        if content or not write:
+            self._read(content)
 
     def __enter__(self) -> Store:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.close()
+        pass
 
-    def close(self) -> None:
-        self._db.close()
+    def _read(self, content: bytes) -> None:
+        whole = content[: content.rfind(b"\n") + 1].splitlines()
+        try:
+            self._about, *changes = json.loads(b"[" + b",".join(whole) + b"]")
+            version = self._about.get("format")
+            fields: dict[str, dict[str, Any]] = {}
+            for change in changes:
+                fields.setdefault(change["name"], {}).update(change)
+            self._cells = {name: Cell(**found) for name, found in fields.items()}
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise SweepError(f"{self.path} is damaged: {error}") from error
+        if version != FORMAT:
+            raise SweepError(f"{self.path} is of format {version}; expected format {FORMAT}")
 
     # --- reading ------------------------------------------------------------------------------
 
     def about(self) -> dict[str, Any]:
         """What the sweep is: experiment, its source's hash, axes, versions, ..."""
-        with self._clear_errors():
-            rows = self._db.execute("SELECT name, value FROM about").fetchall()
-        return {name: json.loads(value) for name, value in rows}
+        return self._about
 
     def cells(self) -> list[Cell]:
         """All cells, in the grid's order."""
-        with self._clear_errors():
-            rows = self._db.execute(f"SELECT {', '.join(_COLUMNS)} FROM cells ORDER BY place")
-            return [_cell(row) for row in rows]
+        return sorted(self._cells.values(), key=lambda cell: cell.place)
+
+    def cell(self, name: str) -> Cell:
+        """A cell by its name."""
+        return self._cells[name]
 
     def counts(self) -> dict[str, int]:
         """How many cells have each status."""
-        with self._clear_errors():
-            return dict(self._db.execute("SELECT status, COUNT(*) FROM cells GROUP BY status"))
+        return dict(collections.Counter(cell.status for cell in self._cells.values()))
 
     def history(self, cell: str) -> list[dict[str, Any]]:
-        """The metrics of a finished cell over time: the rows of its run's ``metrics.jsonl``."""
-        with self._clear_errors():
-            rows = self._db.execute(
-                "SELECT row FROM history WHERE cell = ? ORDER BY rowid", (cell,)
-            )
-            return [json.loads(row) for (row,) in rows]
+        """The metrics of a cell over time: the rows of its run's ``metrics.jsonl``."""
+        from advjax.training.runfolder import read_rows  # looking at a sweep does without
+
+        return read_rows(self.path.parent / "cells" / cell / "run")
 
     # --- writing, by the driver ---------------------------------------------------------------
 
@@ -152,11 +147,11 @@ class Store:
         Raises:
           SweepError: if the store holds another sweep; what differs is named.
         """
-        from advjax.training.runfolder import differences  # looking at a sweep does without
+        from advjax.training.runfolder import differences
 
         about = json.loads(json.dumps({"format": FORMAT, **about}, default=str))
         notes: list[str] = []
-        old = self.about()
+        old = self._about
         if old:
             kept = ("experiment", "source", "base", "search")
             wrong = differences({n: old.get(n) for n in kept}, {n: about.get(n) for n in kept})
@@ -167,122 +162,54 @@ class Store:
                 )
             if old.get("versions") != about.get("versions"):
                 notes.append("the versions of packages are not those that the sweep began with")
-        known = {cell.name: cell for cell in self.cells()}
+        known = self._cells
         fresh = [cell for cell in cells if cell.name not in known]
-        gone = sorted(known.keys() - {cell.name for cell in cells})
+        gone = known.keys() - {cell.name for cell in cells}
         if known and (fresh or gone):
             notes.append(f"{len(fresh)} cells are new; {len(gone)} are no longer in the grid")
-        unfinished = [name for name in gone if known[name].status not in ENDED]
-        with self._clear_errors(), self._transaction():
-            self._db.executemany(
-                "INSERT OR REPLACE INTO about VALUES (?, ?)",
-                [(name, json.dumps(value)) for name, value in about.items()],
-            )
-            self._db.execute("UPDATE cells SET status = 'waiting' WHERE status = 'running'")
-            for name in unfinished:
-                self._db.execute("DELETE FROM cells WHERE name = ?", (name,))
-            first = max((cell.place for cell in known.values()), default=-1) + 1
-            self._insert([dataclasses.replace(c, place=first + i) for i, c in enumerate(fresh)])
+        first = max((cell.place for cell in known.values()), default=-1) + 1
+        stay = [
+            dataclasses.replace(c, status="waiting") if c.status == "running" else c
+            for c in self.cells()
+            if c.name not in gone or c.status in ENDED
+        ]
+        stay += [dataclasses.replace(c, place=first + i) for i, c in enumerate(fresh)]
+        self._about, self._cells = dict(about), {cell.name: cell for cell in stay}
+        try:
+            with whole_file(self.path) as file:
+                file.write(_lines([self._about, *map(_differing, stay)]))
+        except OSError as error:
+            raise self._full(error) from error
         return notes
 
     def add(self, cell: Cell) -> None:
         """A cell that was not foreseen at the start."""
-        with self._clear_errors():
-            self._insert([cell])
+        self._cells[cell.name] = cell
+        self._append(_differing(cell))
 
-    def begin(self, name: str, worker: str) -> None:
-        """A cell was given to a worker."""
-        self._update(name, status="running", reason="", began=time.time(), worker=worker)
+    def change(self, name: str, **fields: Any) -> None:
+        """Other values for fields of a cell."""
+        self._cells[name] = dataclasses.replace(self._cells[name], **fields)
+        self._append({"name": name, **fields})
 
-    def end(self, name: str, outcome: Outcome, history: Iterable[Mapping[str, Any]] = ()) -> None:
-        """A cell has ended, with the rows of its metrics over time."""
-        with self._clear_errors(), self._transaction():
-            self._db.execute("DELETE FROM history WHERE cell = ?", (name,))
-            self._db.executemany(
-                "INSERT INTO history VALUES (?, ?)", [(name, json.dumps(row)) for row in history]
-            )
-            self._update(
-                name,
-                status=outcome.status,
-                reason=outcome.reason,
-                metrics=json.dumps(dict(outcome.metrics)),
-                seconds=outcome.seconds,
-            )
-
-    def lost(self, name: str, far: int, limit: int, reason: str) -> bool:
-        """A worker was lost with this cell; it waits again, or is ``ko`` when that was too often.
-
-        Args:
-          name: the cell.
-          far: how many steps its checkpoints hold.
-          limit: how many workers in a row it may lose without getting further.
-          reason: how the worker ended.
-
-        Returns:
-          Whether it waits again.
-        """
-        with self._clear_errors():
-            columns = ", ".join(_COLUMNS)
-            found = self._db.execute(f"SELECT {columns} FROM cells WHERE name = ?", (name,))
-            before = _cell(found.fetchone())
-        losses = 1 if far > before.far else before.losses + 1
-        again = losses < limit
-        self._update(
-            name,
-            status="waiting" if again else "ko",
-            reason="" if again else f"ended its process {losses} times: {reason}",
-            losses=losses,
-            far=max(far, before.far),
-        )
-        return again
-
-    def wait_again(self, names: Iterable[str]) -> None:
-        """These cells are to be run (again)."""
-        with self._clear_errors(), self._transaction():
-            for name in names:
-                self._update(name, status="waiting", reason="", losses=0)
-
-    def _insert(self, cells: Iterable[Cell]) -> None:
-        marks = ", ".join("?" * len(_COLUMNS))
-        self._db.executemany(
-            f"INSERT INTO cells ({', '.join(_COLUMNS)}) VALUES ({marks})", map(_row, cells)
-        )
-
-    def _update(self, name: str, **values: Any) -> None:
-        with self._clear_errors():
-            self._db.execute(
-                f"UPDATE cells SET {', '.join(f'{n} = ?' for n in values)} WHERE name = ?",
-                (*values.values(), name),
-            )
-
-    @contextlib.contextmanager
-    def _transaction(self) -> Iterator[None]:
-        """All of it or nothing, whatever ends the process."""
-        self._db.execute("BEGIN IMMEDIATE")
+    def _append(self, line: Mapping[str, Any]) -> None:
+        size = self.path.stat().st_size
         try:
-            yield
-        except BaseException:
-            with contextlib.suppress(sqlite3.Error):
-                self._db.execute("ROLLBACK")
-            raise
-        self._db.execute("COMMIT")
+            with self.path.open("ab") as file:
+                file.write(_lines([line]))
+        except OSError as error:
+            os.truncate(self.path, size)  # no half a line before the next one
+            raise self._full(error) from error
 
-    @contextlib.contextmanager
-    def _clear_errors(self) -> Iterator[None]:
-        try:
-            yield
-        except sqlite3.DatabaseError as error:
-            kept = "; what was written before is kept" if self._write else ""
-            raise SweepError(f"{self.path}: {error}{kept}") from error
+    def _full(self, error: OSError) -> SweepError:
+        return SweepError(f"{self.path}: {error.strerror}; what was written before is kept")
 
 
-def _cell(row: Sequence[Any]) -> Cell:
-    fields = dict(zip(_COLUMNS, row, strict=True))
-    for name in ("config", "metrics"):
-        fields[name] = json.loads(fields[name])
-    return Cell(**fields)
+def _lines(found: Iterable[Mapping[str, Any]]) -> bytes:
+    return "".join(json.dumps(line) + "\n" for line in found).encode()
 
 
-def _row(cell: Cell) -> tuple[Any, ...]:
-    plain = {"config": json.dumps(cell.config), "metrics": json.dumps(cell.metrics)}
-    return tuple(plain.get(name, getattr(cell, name)) for name in _COLUMNS)
+def _differing(cell: Cell) -> dict[str, Any]:
+    """A cell's fields that are not as in one that waits."""
+    fresh = Cell(cell.name, -1, {})
+    return {n: v for n, v in vars(cell).items() if n == "name" or v != getattr(fresh, n)}

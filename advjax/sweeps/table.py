@@ -11,8 +11,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from advjax.aligned_text import aligned
 from advjax.files import whole_file
+from advjax.report.text import aligned
 from advjax.sweeps.grid import canonical
 from advjax.sweeps.store import Cell
 
@@ -240,7 +240,7 @@ def _value(cells: Sequence[Cell], metric: str) -> Value:
         if cell.status in ("waiting", "running"):
             waiting += 1
         elif cell.status != "done":
-            lost.append(f"{'KO' if cell.status == 'ko' else 'failed'}: {cell.reason}")
+            lost.append(cell.lost)
         elif isinstance(number, (int, float)):
             numbers.append(float(number))
         else:

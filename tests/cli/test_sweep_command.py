@@ -139,9 +139,9 @@ def test_it_tells_itself_as_json(file: Path, capsys: pytest.CaptureFixture[str])
         (["numbers.py", "--executor", "ray", "--parameters", "gpus"], "NAME=VALUE is taken"),
         (["numbers.py", "--executor", "ray", "--parameters", "cores=1"], "argument 'cores'"),
         (["status"], "no sweep given"),
-        (["table", "nowhere"], "nowhere is no sweep: it has no sweep.db"),
+        (["table", "nowhere"], "nowhere is no sweep: it has no sweep.jsonl"),
         (["page"], "no sweep given: advjax sweep page FOLDER"),
-        (["page", "nowhere"], "nowhere is no sweep: it has no sweep.db"),
+        (["page", "nowhere"], "nowhere is no sweep: it has no sweep.jsonl"),
     ],
 )
 def test_bad_input_is_one_line(
@@ -156,6 +156,9 @@ def test_executors_are_named_and_without_their_package_one_line_says_so(
     file: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert main(["sweep", str(file), "--executor", "processes", "--workers", "1", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)["cells"]
+    # In this folder numbers.py is the experiment; a worker's Python needs its own module numbers.
+    assert [cell["status"] for cell in found] == ["done", "done", "done", "ko"]
     for name, package in (("ray", "ray"), ("slurm", "submitit")):
         monkeypatch.setitem(sys.modules, package, None)
         assert main(["sweep", str(file), "--executor", name, "--workers", "2"]) == 2

@@ -12,7 +12,7 @@ from doubles import Brighten, Coin, brightness, greys
 from advjax import Linf, clopper_pearson, evaluate, success_over_draws, wilson
 from advjax.evaluation import Evaluation, attack_key, robustness_curve, wilson_over_draws
 from advjax.evaluation.draws import Shares
-from advjax.evaluation.report import Table
+from advjax.evaluation.sections import accuracy_table
 
 MEANS = np.array([0.1, 0.3, 0.5, 0.8])  # of the images: Coin says class 0 that often
 X, Y = greys(*MEANS), np.array([0, 0, 0, 0])
@@ -126,8 +126,8 @@ def test_the_summary_and_the_tables_say_it(found, tmp_path):
     cell = f"{wrong.mean() / 4:.2f} [{100 * low:.2f}, {100 * high:.2f}]"
     header, rows = out.rows()
     assert rows[1][header.index("fooled draws %")] == cell
-    assert cell in out.table() and cell in Table.of(out).html()
-    assert "majority of 400 draws" in Table.of(out).html()
+    assert cell in out.table() and cell in accuracy_table(out).html()
+    assert "majority of 400 draws" in accuracy_table(out).html()
     out.save(tmp_path / "drawn")
     back = Evaluation.load(tmp_path / "drawn")
     assert back.to_json() == out.to_json() and back.table() == out.table()
@@ -161,7 +161,7 @@ def test_another_model_is_asked_once_and_nothing_is_said_of_draws(key):
     assert result.wrong_draws is None and result.draws == out.about["draws"] == 1
     assert out.over_draws("Brighten") is None
     assert json.loads(out.to_json())["attacks"]["Brighten"]["over_draws"] is None
-    assert "draws" not in out.table() and "randomised" not in Table.of(out).html()
+    assert "draws" not in out.table() and "randomised" not in accuracy_table(out).html()
 
 
 def test_nobody_attacked_is_said_without_a_number(key):

@@ -9,8 +9,9 @@ from doubles import Brighten, brightness, greys
 from advjax import Linf
 from advjax.data import Dataset
 from advjax.evaluation import evaluate, robustness_curve
-from advjax.evaluation.charts import Chart, Line, number, ticks, training_charts
-from advjax.evaluation.report import Facts, Gallery, Picture, Row, Table, Text, write_report
+from advjax.evaluation.sections import accuracy_table, attack_gallery, curve_line
+from advjax.report.charts import Chart, Line, number, ticks, training_charts
+from advjax.report.page import Facts, Gallery, Picture, Row, Table, Text, write_report
 
 VOID = {"meta", "img", "br", "path", "circle"}
 
@@ -54,12 +55,12 @@ def found():
 
 def test_a_report_is_one_well_formed_page_that_loads_nothing(found, tmp_path):
     data, out, curve = found
-    chart = Chart("curve <x>", [Line.of("model & more", curve)], "eps", "accuracy, %", (0, 100))
+    chart = Chart("curve <x>", [curve_line("model & more", curve)], "eps", "accuracy, %", (0, 100))
     sections = [
         Text("One <script>alert(1)</script>.\n\nTwo.", "Head"),
-        Table.of(out),
+        accuracy_table(out),
         Row([chart, chart]),
-        Gallery.of(out, "b & c", data.x, data.classes),
+        attack_gallery(out, "b & c", data.x, data.classes),
         Facts({"a": 1, "deep": {"er": 0.1 + 0.2}}, "Settings"),
     ]
     write_report(tmp_path / "r.html", "Title & <more>", sections, "sub")
@@ -79,16 +80,16 @@ def test_a_report_is_one_well_formed_page_that_loads_nothing(found, tmp_path):
 
 def test_a_gallery_shows_the_attacked_and_marks_the_fooled(found):
     data, out, _ = found
-    gallery = Gallery.of(out, "b & c", data.x, data.classes, n=4)
+    gallery = attack_gallery(out, "b & c", data.x, data.classes, n=4)
     (_, before), (name, change), (_, after) = gallery.rows
     assert len(before) == 4 and name == "perturbation × 2"
     assert [p.wrong for p in after] == [False, False, False, True]
     assert before[0].caption.startswith("dark <i>, ") and after[3].caption.startswith("light, ")
     np.testing.assert_allclose(change[0].image, 0.8, atol=1e-5)
-    assert len(Gallery.of(out, "b & c", data.x, data.classes, n=99).rows[0][1]) == 5
+    assert len(attack_gallery(out, "b & c", data.x, data.classes, n=99).rows[0][1]) == 5
     bare = evaluate(brightness, data, {"a": Brighten(ball=Linf(0.1))}, key=jax.random.key(0))
     with pytest.raises(ValueError, match="no images were kept"):
-        Gallery.of(bare, "a", data.x, data.classes)
+        attack_gallery(bare, "a", data.x, data.classes)
 
 
 def test_small_pictures_are_enlarged_by_whole_numbers():
@@ -99,7 +100,7 @@ def test_small_pictures_are_enlarged_by_whole_numbers():
 
 def test_a_curve_is_drawn_where_its_numbers_are(found):
     *_, curve = found
-    chart = Chart("c", [Line.of("m", curve)], "eps", "%", (0, 100))
+    chart = Chart("c", [curve_line("m", curve)], "eps", "%", (0, 100))
     svg = chart.svg()
     points = re.search(r'<polyline class="line" points="([^"]*)"', svg)[1].split()
     x, y = np.array([p.split(",") for p in points], float).T

@@ -14,10 +14,10 @@ from linear import linear
 
 from advjax import FGSM, L2, PGD, Linf
 from advjax.data import Dataset
-from advjax.evaluation.heatmap import HeatMap
-from advjax.evaluation.report import write_report
 from advjax.evaluation.transfer import transfer_matrix
 from advjax.models.external import External
+from advjax.report.heatmap import HeatMap
+from advjax.report.page import write_report
 
 X = greys(0.1, 0.2, 0.3, 0.4, 0.45, 0.7, 0.8, 0.6)
 Y = np.array([0, 0, 0, 0, 0, 1, 1, 0])  # the last one is wrong when clean

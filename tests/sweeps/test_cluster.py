@@ -21,7 +21,7 @@ from test_sweep import ONE_DEVICE, results
 
 from advjax.sweeps import Ray, Slurm, Store
 from advjax.sweeps.cell import Task, how_far
-from advjax.sweeps.remote import Terms, run_task
+from advjax.sweeps.worker import Terms, run_task
 
 ROOT = Path(__file__).parents[2]
 RAY = pytest.param(
@@ -297,9 +297,9 @@ def test_a_cluster_that_cannot_do_it_is_told(executor, message, synthetic, tmp_p
 
 def test_bad_input_and_missing_packages_are_told(monkeypatch):
     for wrong in (lambda: Ray(workers=0), lambda: Slurm(0), lambda: Ray(cpus=0)):
-        with pytest.raises(ValueError, match="=0.*taken"):
+        with pytest.raises(ValueError, match="=0.*expected"):
             wrong()
-    with pytest.raises(ValueError, match="cluster='cloud'; 'slurm' and 'local' are taken"):
+    with pytest.raises(ValueError, match="cluster='cloud'; expected 'slurm' or 'local'"):
         Slurm(cluster="cloud")
     for name in ("ray", "submitit"):
         monkeypatch.setitem(sys.modules, name, None)

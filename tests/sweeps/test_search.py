@@ -85,7 +85,7 @@ def test_a_killed_search_goes_on_to_the_same_cells(valley, tmp_path):
     )
 
     def done():
-        if not (tmp_path / "killed" / "sweep.db").exists():
+        if not (tmp_path / "killed" / "sweep.jsonl").exists():
             return 0
         with contextlib.suppress(SweepError), Store(tmp_path / "killed") as store:
             return sum(c.status == "done" for c in store.cells())

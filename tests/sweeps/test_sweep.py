@@ -121,12 +121,32 @@ def test_another_sweep_in_the_folder_is_refused_and_nothing_is_lost(synthetic, t
             sweep(synthetic, tmp_path / "other", overwrite=overwrite)
     with pytest.raises(SweepError, match="or it is a file"):
         sweep(synthetic, tmp_path / "other" / "thesis.tex")
-    with pytest.raises(SweepError, match="is no sweep: it has no sweep.db"):
+    with pytest.raises(SweepError, match="is no sweep: it has no sweep.jsonl"):
         Store(tmp_path / "other")
     (tmp_path / "odd").mkdir()
-    (tmp_path / "odd" / "sweep.db").write_bytes(b"no database at all" * 100)
-    with pytest.raises(SweepError, match="file is not a database"):
-        sweep(synthetic, tmp_path / "odd")
+    for odd in (
+        b"no sweep at all" * 100,
+        b"no sweep at all\n" * 100,
+        b"[1]\n",
+        b'{}\n{"name": 1}\n',
+    ):
+        (tmp_path / "odd" / "sweep.jsonl").write_bytes(odd)
+        with pytest.raises(SweepError, match="sweep.jsonl is damaged"):
+            sweep(synthetic, tmp_path / "odd")
+        assert (tmp_path / "odd" / "sweep.jsonl").read_bytes() == odd
+    (tmp_path / "odd" / "sweep.jsonl").write_text('{"format": 3}\n')
+    with pytest.raises(SweepError, match="is of format 3; expected format 2"):
+        Store(tmp_path / "odd")
+
+
+def test_a_line_that_was_cut_off_does_not_count(synthetic, tmp_path):
+    cells = sweep(synthetic, tmp_path / "s")
+    with (tmp_path / "s" / "sweep.jsonl").open("a") as file:
+        file.write(f'{{"name": "{cells[0].name}", "status": "wait')
+    with Store(tmp_path / "s") as store:
+        assert results(store.cells()) == results(cells)
+    assert results(sweep(synthetic, tmp_path / "s")) == results(cells)
+    assert set(runs(tmp_path / "s").values()) == {(1, 1)}
 
 
 def test_a_longer_grid_runs_what_is_new(synthetic, tmp_path):
@@ -142,14 +162,20 @@ def test_a_result_that_was_written_before_the_driver_ended_is_not_computed_again
     synthetic, tmp_path
 ):
     cells = sweep(synthetic, tmp_path / "s")
-    for path in (tmp_path / "s").glob("sweep.db*"):
-        path.unlink()
+    (tmp_path / "s" / "sweep.jsonl").rename(tmp_path / "s" / "sweep.db")  # as of an earlier version
+    for look in (lambda: sweep(synthetic, tmp_path / "s"), lambda: Store(tmp_path / "s")):
+        with pytest.raises(
+            SweepError, match=r"earlier version, sweep.db; expected sweep.jsonl: over"
+        ):
+            look()
     (tmp_path / "s" / "cells" / cells[0].name / "result.json").write_text("{cut o")
-    (tmp_path / "s" / "sweep.db").touch()
+    (tmp_path / "s" / "sweep.jsonl").touch()
     again = sweep(synthetic, tmp_path / "s")
     assert results(again) == results(cells)
     counts = runs(tmp_path / "s")
     assert counts.pop(cells[0].name) == (2, 2) and set(counts.values()) == {(1, 1)}
+    sweep(synthetic, tmp_path / "s", overwrite=True)
+    assert sorted(p.name for p in (tmp_path / "s").iterdir()) == [".lock", "cells", "sweep.jsonl"]
 
 
 def test_two_sweeps_on_one_folder_do_not_run_together(synthetic, tmp_path):

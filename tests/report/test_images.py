@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from advjax.data import to_float
-from advjax.evaluation.images import (
+from advjax.report.images import (
     amplification,
     amplified,
     image_size,

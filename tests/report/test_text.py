@@ -1,4 +1,4 @@
-from advjax.aligned_text import aligned, ruled
+from advjax.report.text import aligned, ruled
 
 
 def test_tables_are_aligned():

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import html
 import os
 from collections.abc import Sequence
 
 import numpy as np
 
 from advjax.files import whole_file
+from advjax.report.markup import Markup, axis_names, drawing, element, figure, label
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -40,8 +40,7 @@ class HeatMap:
 
     def html(self) -> str:
         """The picture as a ``figure`` element of a report."""
-        note = f'<p class="note">{html.escape(self.note)}</p>' if self.note else ""
-        return f"<figure><h3>{html.escape(self.title)}</h3>{self.svg()}{note}</figure>"
+        return figure(self.title, Markup(self.svg()), note=self.note)
 
     def svg(self) -> str:
         """The drawing alone, in the colours of the page that it is on."""
@@ -51,41 +50,32 @@ class HeatMap:
         width = left + wide * len(self.columns) + 10
         bottom = top + high * len(self.rows)
         height = bottom + (high if self.footer[0] else 8)
-        said = lambda text: html.escape(str(text), quote=True)
-        parts = [
-            f'<text x="{left + wide * len(self.columns) / 2}" y="16" class="middle">'
-            f"{said(self.column_label)}</text>",
-            f'<text transform="translate(14 {(top + bottom) / 2}) rotate(-90)" class="middle">'
-            f"{said(self.row_label)}</text>",
+        middle_x, middle_y = left + wide * len(self.columns) / 2, (top + bottom) / 2
+        centre = [left + wide * (c + 0.5) for c in range(len(self.columns))]
+        parts = [axis_names(middle_x, middle_y, self.column_label, self.row_label, at=16)]
+        parts += [
+            label(x, top - 12, name, "middle") for x, name in zip(centre, self.columns, strict=True)
         ]
-        for c, name in enumerate(self.columns):
-            x = left + wide * (c + 0.5)
-            parts.append(f'<text x="{x}" y="{top - 12}" class="middle">{said(name)}</text>')
         for r, name in enumerate(self.rows):
-            y = top + high * r
-            middle = f'y="{y + high / 2}" dy=".32em"'
-            parts.append(f'<text x="{left - 8}" {middle} class="end">{said(name)}</text>')
+            y = top + high * (r + 0.5)
+            parts.append(label(left - 8, y, name, "end", dy=".32em"))
             for c, value in enumerate(self.values[r]):
-                x, share = left + wide * c, 0 if np.isnan(value) else value / 100
-                hint = f"<title>{said(self.hints[r][c])}</title>" if self.hints else ""
                 # Up to 0.8: the number stays readable in light and in dark.
-                parts.append(
-                    f'<g>{hint}<rect x="{x + 1}" y="{y + 1}" width="{wide - 2}" '
-                    f'height="{high - 2}" rx="3" class="cell" fill-opacity="{0.8 * share:.3f}"/>'
-                    f'<text x="{x + wide / 2}" {middle} class="middle ink">'
-                    f"{percent(value / 100)}</text></g>"
-                )
-        middle = f'y="{bottom + high / 2}" dy=".32em"'
-        for c, text in enumerate(self.footer[1]):
-            x = left + wide * (c + 0.5)
-            parts.append(f'<text x="{x}" {middle} class="middle">{said(text)}</text>')
-        parts.append(f'<text x="{left - 8}" {middle} class="end">{said(self.footer[0])}</text>')
-        return (
-            f'<svg class="chart" xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" '
-            f'style="max-width:{1.4 * width:.0f}px" role="img" aria-label="{said(self.title)}">'
-            "<style>.cell{fill:var(--c1);stroke:var(--line)}.chart .ink{fill:var(--ink)}</style>"
-            f"{''.join(parts)}</svg>"
-        )
+                place = {"x": left + wide * c + 1, "y": y - high / 2 + 1, "rx": 3, "class_": "cell"}
+                size = {"width": wide - 2, "height": high - 2}
+                opacity = f"{0 if np.isnan(value) else 0.8 * value / 100:.3f}"
+                cell = element("rect", **place, **size, fill_opacity=opacity)
+                hint = [element("title", self.hints[r][c])] if self.hints else []
+                shown = label(centre[c], y, percent(value / 100), "middle ink", dy=".32em")
+                parts.append(element("g", *hint, cell, shown))
+        y = bottom + high / 2
+        for x, said in zip(centre, self.footer[1], strict=False):
+            parts.append(label(x, y, said, "middle", dy=".32em"))
+        parts.append(label(left - 8, y, self.footer[0], "end", dy=".32em"))
+        colours = ".cell{fill:var(--c1);stroke:var(--line)}.chart .ink{fill:var(--ink)}"
+        style = element("style", Markup(colours))
+        own = {"xmlns": "http://www.w3.org/2000/svg", "style": f"max-width:{1.4 * width:.0f}px"}
+        return drawing(width, height, self.title, style, *parts, **own)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the picture as an SVG file that needs no page, whole or not at all."""

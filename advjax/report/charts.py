@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import html
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from advjax.evaluation.curves import Curve
+from advjax.report.markup import Markup, axis_names, drawing, element, figure, joined, label, small
 
 WIDTH, HEIGHT = 640, 360
 _LEFT, _RIGHT, _TOP, _BOTTOM = 62, 22, 12, 46
@@ -43,13 +42,7 @@ class Line:
         if len(self.x) != len(self.y) or len(self.low) != len(self.high):
             raise ValueError(f"line {self.name!r}: x and y, low and high have equal lengths")
         if self.low and len(self.low) != len(self.x):
-            raise ValueError(f"line {self.name!r}: one interval per point is taken")
-
-    @classmethod
-    def of(cls, name: str, curve: Curve, **style: Any) -> Line:
-        """A robustness curve with its intervals, in percent."""
-        share = lambda end: [100 * getattr(a, end) for a in curve.accuracy]
-        return cls(name, list(curve.eps), share("value"), share("low"), share("high"), **style)
+            raise ValueError(f"line {self.name!r}: expected one interval per point")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,24 +67,21 @@ class Chart:
 
     def html(self) -> str:
         """The chart as a ``figure`` element."""
-        legend = "".join(
-            f'<li><svg viewBox="0 0 34 12" width="34" height="12" aria-hidden="true">'
-            f'<g class="{_look(line, i)}"><path class="line" d="M1 6H33"/>{_mark(i, 17, 6)}'
-            f"</g></svg>{html.escape(line.name)}</li>"
-            for i, line in enumerate(self.lines)
-        )
-        note = f'<p class="note">{html.escape(self.note)}</p>' if self.note else ""
-        return (
-            f"<figure><h3>{html.escape(self.title)}</h3>{self.svg()}"
-            f'<ul class="legend">{legend}</ul>{note}</figure>'
-        )
+        size = {"viewBox": "0 0 34 12", "width": 34, "height": 12, "aria_hidden": "true"}
+        names = []
+        for i, line in enumerate(self.lines):
+            stroke = element("path", class_="line", d="M1 6H33")
+            drawn = element("g", stroke, _mark(i, 17, 6), class_=_look(line, i))
+            names.append(element("li", element("svg", drawn, **size), line.name))
+        legend = element("ul", *names, class_="legend")
+        return figure(self.title, Markup(self.svg()), legend, note=self.note)
 
     def svg(self) -> str:
         """The drawing alone."""
         xs = [v for line in self.lines for v in line.x if math.isfinite(v)]
         ys = [v for e in self.lines for v in (*e.y, *e.low, *e.high) if math.isfinite(v)]
         if not xs or not ys:
-            return '<p class="note">Nothing to draw: no finite values.</p>'
+            return small("Nothing to draw: no finite values.")
         x_ticks = ticks(min(xs), max(xs))
         y_ticks = ticks(*(self.y_range or (min(ys), max(ys))))
         x_ends = (min(xs), max(xs)) if max(xs) > min(xs) else (x_ticks[0], x_ticks[-1])
@@ -105,32 +95,21 @@ class Chart:
             v = min(max(v, y_ends[0]), y_ends[1])
             return bottom - (v - y_ends[0]) / (y_ends[1] - y_ends[0]) * (bottom - _TOP)
 
-        parts = []
+        parts = [element("path", class_="axis", d=f"M{_LEFT} {bottom}H{right}")]
         for v in (t for t in y_ticks if y_ends[0] <= t <= y_ends[1]):
-            y = f"{at_y(v):.1f}"
-            parts.append(f'<path class="grid" d="M{_LEFT} {y}H{right}"/>')
-            parts.append(f'<text x="{_LEFT - 8}" y="{y}" dy=".32em" class="end">{number(v)}</text>')
+            parts.append(element("path", class_="grid", d=f"M{_LEFT} {at_y(v):.1f}H{right}"))
+            parts.append(label(_LEFT - 8, round(at_y(v), 1), number(v), "end", dy=".32em"))
         for v in (t for t in x_ticks if x_ends[0] <= t <= x_ends[1]):
-            x = f"{at_x(v):.1f}"
-            parts.append(f'<path class="axis" d="M{x} {bottom}v5"/>')
-            parts.append(f'<text x="{x}" y="{bottom + 19}" class="middle">{number(v)}</text>')
-        parts.append(f'<path class="axis" d="M{_LEFT} {bottom}H{right}"/>')
-        middle_x, middle_y = (_LEFT + right) / 2, (_TOP + bottom) / 2
-        parts.append(
-            f'<text x="{middle_x}" y="{HEIGHT - 6}" class="middle">'
-            f"{html.escape(self.x_label)}</text>"
-            f'<text transform="translate(14 {middle_y}) rotate(-90)" class="middle">'
-            f"{html.escape(self.y_label)}</text>"
-        )
+            parts.append(element("path", class_="axis", d=f"M{at_x(v):.1f} {bottom}v5"))
+            parts.append(label(round(at_x(v), 1), bottom + 19, number(v), "middle"))
+        middle = ((_LEFT + right) / 2, (_TOP + bottom) / 2)
+        parts.append(axis_names(*middle, self.x_label, self.y_label, at=HEIGHT - 6))
         drawn = [
-            f'<g class="{_look(line, i)}">{_drawn(line, i, at_x, at_y)}</g>'
+            element("g", _drawn(line, i, at_x, at_y), class_=_look(line, i))
             for i, line in enumerate(self.lines)
         ]
-        label = html.escape(f"{self.title}: {self.y_label} against {self.x_label}", quote=True)
-        return (
-            f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{label}">'
-            f"{''.join(parts)}{''.join(drawn)}</svg>"
-        )
+        title = f"{self.title}: {self.y_label} against {self.x_label}"
+        return drawing(WIDTH, HEIGHT, title, *parts, *drawn)
 
 
 def training_charts(history: Sequence[Mapping[str, Any]]) -> list[Chart]:
@@ -189,19 +168,20 @@ def _look(line: Line, position: int) -> str:
     return f"c{colour % _COLOURS}" + (" dashed" if line.dashed else "")
 
 
-def _drawn(line: Line, position: int, at_x: Any, at_y: Any) -> str:
+def _drawn(line: Line, position: int, at_x: Any, at_y: Any) -> Markup:
     parts = []
     step = max(1, math.ceil(len(line.x) / _MOST_POINTS))
     kept = [*range(0, len(line.x), step)]
     if kept and kept[-1] != len(line.x) - 1:
         kept.append(len(line.x) - 1)
+    through = lambda ys, places: " ".join(
+        f"{at_x(line.x[i]):.1f},{at_y(ys[i]):.1f}" for i in places
+    )
     for piece in _pieces(line, kept):
         if line.low and len(piece) > 1:
-            upper = " ".join(f"{at_x(line.x[i]):.1f},{at_y(line.high[i]):.1f}" for i in piece)
-            lower = " ".join(f"{at_x(line.x[i]):.1f},{at_y(line.low[i]):.1f}" for i in piece[::-1])
-            parts.append(f'<polygon class="band" points="{upper} {lower}"/>')
-        points = " ".join(f"{at_x(line.x[i]):.1f},{at_y(line.y[i]):.1f}" for i in piece)
-        parts.append(f'<polyline class="line" points="{points}"/>')
+            ends = f"{through(line.high, piece)} {through(line.low, piece[::-1])}"
+            parts.append(element("polygon", class_="band", points=ends))
+        parts.append(element("polyline", class_="line", points=through(line.y, piece)))
         if len(line.x) > _MOST_MARKS and len(piece) > 1:
             continue
         for i in piece:
@@ -209,8 +189,8 @@ def _drawn(line: Line, position: int, at_x: Any, at_y: Any) -> str:
             if line.low:
                 said += f" [{number(line.low[i])}, {number(line.high[i])}]"
             mark = _mark(position, at_x(line.x[i]), at_y(line.y[i]))
-            parts.append(f"<g>{mark}<title>{html.escape(said)}</title></g>")
-    return "".join(parts)
+            parts.append(element("g", mark, element("title", said)))
+    return joined(*parts)
 
 
 def _pieces(line: Line, kept: Sequence[int]) -> Iterator[list[int]]:
@@ -227,14 +207,14 @@ def _pieces(line: Line, kept: Sequence[int]) -> Iterator[list[int]]:
         yield piece
 
 
-def _mark(position: int, x: float, y: float) -> str:
+def _mark(position: int, x: float, y: float) -> Markup:
     """A dot, square, triangle or diamond: lines are told apart without colours too."""
     if position % 4 == 0:
-        return f'<circle class="mark" cx="{x:.1f}" cy="{y:.1f}" r="3.6"/>'
+        return element("circle", class_="mark", cx=round(x, 1), cy=round(y, 1), r=3.6)
     shape = (
         "",
         "m-3.3 -3.3h6.6v6.6h-6.6z",
         "m0 -4.4l4.2 7.4h-8.4z",
         "m0 -4.6l4.6 4.6l-4.6 4.6l-4.6 -4.6z",
     )
-    return f'<path class="mark" d="M{x:.1f} {y:.1f}{shape[position % 4]}"/>'
+    return element("path", class_="mark", d=f"M{x:.1f} {y:.1f}{shape[position % 4]}")

@@ -1,0 +1,1 @@
+"""Pages, charts and pictures of data that they are given; a page loads nothing."""
