@@ -152,7 +152,7 @@ class Store:
         Raises:
           SweepError: if the store holds another sweep; what differs is named.
         """
-        from advjax.training.runfolder import differences  # looking at a sweep does without
+        from advjax.runs.folder import differences  # looking at a sweep does without
 
         about = json.loads(json.dumps({"format": FORMAT, **about}, default=str))
         notes: list[str] = []

@@ -1,8 +1,20 @@
 """Training: objectives, the data-parallel step, the loop, checkpoints and run folders."""
 
+from advjax.runs import (
+    CheckpointError,
+    DamagedCheckpointError,
+    DivergedError,
+    Event,
+    Result,
+    RunError,
+    Snapshot,
+    Stopped,
+    TrainState,
+    hosts,
+    read_rows,
+)
 from advjax.training.apply import Bound, LinenApply
-from advjax.training.checkpoint import CheckpointError, DamagedCheckpointError
-from advjax.training.load import load_classifier
+from advjax.training.load import load_classifier, read_config
 from advjax.training.loop import fit
 from advjax.training.objectives import (
     AWP,
@@ -28,12 +40,8 @@ from advjax.training.objectives import (
     neighbours_from_edges,
     smoothed_cross_entropy,
 )
-from advjax.training.outcome import DivergedError, Event, Result, Snapshot
 from advjax.training.retraining import Retrained, Round, retrain
-from advjax.training.runfolder import RunError, read_config, read_rows
-from advjax.training.signals import Stopped
 from advjax.training.spec import Training
-from advjax.training.state import TrainState
 from advjax.training.together import fit_together
 
 __all__ = [
@@ -72,6 +80,7 @@ __all__ = [
     "dann_learning_rate",
     "fit",
     "fit_together",
+    "hosts",
     "load_classifier",
     "nearest_neighbours",
     "neighbours_from_edges",

@@ -16,7 +16,7 @@ import numpy as np
 import optax
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
-from advjax.training.checkpoint import arrays_of
+from advjax.runs.checkpoint import arrays_of
 
 
 def describe_network(module: Any, apply: Any = None) -> dict[str, Any]:
