@@ -7,6 +7,7 @@ Keys are ``jax.random.key``, come first and are consumed: one key, or ``[B]`` ke
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Protocol, TypeVar, dataclass_transform, runtime_checkable
@@ -45,17 +46,101 @@ class Apply(Protocol):
     ) -> tuple[Array, Any]: ...
 
 
-class Objective(Protocol):
-    """A training loss that is also a pytree: beta and the inner eps sweep and vmap.
+ATTACK, DROPOUT, NOISE = 0, 1, 2  # tags that keep the draws of one example apart
 
-    ``batch`` has ``x`` (``[B, ...]`` images), ``y`` (``[B]``) and whatever else the objective asks
-    for; ``key`` holds ``[B]`` keys, one per example. Returns the mean loss over the batch and an
-    ``Aux``.
+
+@dataclasses.dataclass(frozen=True)
+class Net:
+    """The network of one training step, its variables and the keys of the step, bound once.
+
+    Attributes:
+      key: ``[B]`` keys, one per example of the batch.
+      apply: the network.
+      params: its parameters.
+      stats: its other variables.
     """
 
+    key: Key
+    apply: Apply
+    params: Any
+    stats: Any
+
+    def __call__(self, x: Array) -> tuple[Array, Any]:
+        """Logits ``[B, K]`` and new stats of a pass in training mode."""
+        keys = fold_in_each(self.key, DROPOUT)
+        return self.apply(self.params, self.stats, x, key=keys, train=True)
+
+    @property
+    def axis(self) -> str | None:
+        """The mapped axis that the batch is split over, where a mean over it is not the step's."""
+        return axis_of(self.apply)
+
+
+def axis_of(apply: Apply) -> str | None:
+    """The mapped axis that a network's batch is split over, if it says one (``axis_name``)."""
+    return getattr(apply, "axis_name", None)
+
+
+class Objective(abc.ABC):
+    """A training loss that is also a pytree: beta and the inner eps sweep and vmap.
+
+    Here is every hook that a training or an objective around another one asks for; ``__call__``
+    is the only one that has to be written. ``as_objective`` makes one of any other callable pytree
+    and takes over the hooks that it has.
+
+    Attributes:
+      replays: m, how many steps in a row get the same minibatch.
+    """
+
+    replays = 1
+
+    @abc.abstractmethod
     def __call__(
         self, key: Key, apply: Apply, params: Any, stats: Any, batch: Mapping[str, Array]
-    ) -> tuple[Array, Aux]: ...
+    ) -> tuple[Array, Aux]:
+        """The mean loss over the batch, and an ``Aux``.
+
+        Args:
+          key: ``[B]`` keys, one per example.
+          apply: the network.
+          params: its parameters.
+          stats: its other variables.
+          batch: ``x`` (``[B, ...]`` images), ``y`` (``[B]``), whatever else the training has
+            (``unlabelled``, ``neighbours`` and ``weights``), and ``carry`` for one that carries.
+        """
+
+    def at(self, step: Array) -> Objective:
+        """The objective of one step (a traced int32 scalar, from 0), its schedules evaluated."""
+        del step
+        return self
+
+    def craft(self, net: Net, batch: Mapping[str, Array]) -> dict[str, Array]:
+        """The batch with what the loss needs added to it (``x_adv``); no gradient flows."""
+        del net
+        return dict(batch)
+
+    def loss(self, net: Net, batch: Mapping[str, Array]) -> tuple[Array, Aux]:
+        """The mean loss of a crafted batch; the net has the keys that crafting had."""
+        return self(net.key, net.apply, net.params, net.stats, batch)
+
+    def threat(self) -> Any:
+        """The ball whose perturbations are trained against; None without one."""
+        return None
+
+    @property
+    def carries(self) -> bool:
+        """Whether a state goes from step to step: whether ``start`` is written."""
+        return type(self).start is not Objective.start
+
+    def start(self, shape: tuple[int, ...]) -> Any:
+        """The carry before the first step, leaves ``[B, ...]`` for images of shape ``[B, ...]``."""
+        del shape
+        return None
+
+    def advance(self, carry: Any, gradient: Any) -> Any:
+        """The next carry, by the gradient (to the carry) of the loss summed over the examples."""
+        del gradient
+        return carry
 
 
 def static(**kwargs: Any) -> Any:
@@ -240,6 +325,63 @@ def as_model(model: Any) -> Any:
         others=tuple(None if a else leaf for leaf, a in zip(leaves, is_array, strict=True)),
         treedef=treedef,
     )
+
+
+@pytree
+class _Plain(Objective):
+    """A user's callable pytree as an objective: the one place where its hooks are looked for."""
+
+    objective: Any
+    function: Any = static(default=None)  # instead of that, one that is no pytree
+
+    @property
+    def _given(self) -> Any:
+        return self.objective if self.function is None else self.function
+
+    @property
+    def replays(self) -> int:  # type: ignore[override]
+        return getattr(self._given, "replays", 1)
+
+    @property
+    def carries(self) -> bool:
+        return hasattr(self._given, "start")
+
+    def __call__(
+        self, key: Key, apply: Apply, params: Any, stats: Any, batch: Mapping[str, Array]
+    ) -> tuple[Array, Aux]:
+        return self._given(key, apply, params, stats, batch)
+
+    def at(self, step: Array) -> Objective:
+        at = getattr(self._given, "at", None)
+        return self if at is None else as_objective(at(step))
+
+    def threat(self) -> Any:
+        return getattr(getattr(self._given, "attack", None), "ball", None)
+
+    def start(self, shape: tuple[int, ...]) -> Any:
+        return self._given.start(shape) if self.carries else None
+
+    def advance(self, carry: Any, gradient: Any) -> Any:
+        return self._given.advance(carry, gradient)
+
+
+def as_objective(objective: Any) -> Objective:
+    """Any callable pytree or plain function as an ``Objective`` with every hook.
+
+    Raises:
+      TypeError: if it is not callable.
+    """
+    if isinstance(objective, Objective):
+        return objective
+    if not callable(objective):
+        raise TypeError(
+            f"given {type(objective).__name__}; expected an objective, "
+            "objective(key, apply, params, stats, batch) -> (loss, Aux)"
+        )
+    leaves = jax.tree.leaves(objective)
+    if len(leaves) == 1 and leaves[0] is objective:  # no pytree: a function
+        return _Plain(objective=None, function=objective)
+    return _Plain(objective=objective)
 
 
 def is_stochastic(model: Any) -> bool:

@@ -83,9 +83,9 @@ def steppers(name: str) -> dict[str, Any]:
 
     from advjax import Standard, Training, create
     from advjax.data import Dataset
+    from advjax.training.compiled import compiled_step, compiled_steps
     from advjax.training.parallel import place, positions, replicate
-    from advjax.training.program import compiled_step, compiled_steps
-    from advjax.training.run import Run
+    from advjax.training.spec import root_keys
     from advjax.training.together import stack
 
     rng = np.random.default_rng(0)
@@ -108,7 +108,7 @@ def steppers(name: str) -> dict[str, Any]:
     devices = jax.local_devices()[:1]
     put = lambda tree: replicate(tree, devices)
     places = positions(BATCH, devices)
-    x, y = put(data.x), put(data.y)
+    arrays = put(trainings[0].arrays())
 
     def stepper(size: int) -> Any:
         first = trainings[0]
@@ -118,15 +118,15 @@ def steppers(name: str) -> dict[str, Any]:
         states, objectives = [], []
         for start in range(0, CONFIGURATIONS, size):
             part = trainings[start : start + size]
-            made = [Run(t, devices, None).state for t in part]
-            objective = [t.objective for t in part]
+            made = [t.first_state(*root_keys(t.seed)[1::-1]) for t in part]
+            objective = [t.full_objective for t in part]
             states.append(place(made[0] if size == 1 else stack(made), devices))
             objectives.append(put(objective[0] if size == 1 else stack(objective)))
 
         def run() -> float:
             began = time.perf_counter()
             for i, objective in enumerate(objectives):
-                states[i], _ = step(states[i], places, objective, x, y, None)
+                states[i], _ = step(states[i], places, objective, arrays)
             jax.block_until_ready(states)
             return time.perf_counter() - began
 

@@ -53,13 +53,14 @@ def stepper(training: Any) -> Callable[[int], list[float]]:
     """Makes n more steps of a training, as ``fit`` does, and tells the milliseconds of each."""
     import jax
 
-    from advjax.training.parallel import parallel, place, positions, replicate, steps_in_flight
+    from advjax.runs.loop import steps_in_flight
+    from advjax.training.parallel import parallel, place, positions, replicate
     from advjax.training.spec import root_keys
 
     devices = jax.local_devices()
     init_key, step_key, _ = root_keys(training.seed)
     held = [place(training.first_state(step_key, init_key), devices)]
-    data = (training.objective, training.train.x, training.train.y, training.streams())
+    data = (training.full_objective, training.arrays())
     constant = [replicate(value, devices) for value in data]
     places, run = positions(training.batch_size, devices), parallel(training.step(), devices)
 

@@ -115,7 +115,7 @@ def _train(
         raise
     except (RunError, CheckpointError) as error:
         raise UsageError(str(error)) from error
-    if not hosts.leads():  # the first process has the folder, and says what there is to say
+    if not hosts.is_coordinator():  # the first process has the folder, and reports
         return
     report = write(folder)
     judging = training.judging()

@@ -19,12 +19,12 @@ from pathlib import Path
 from typing import Any
 
 from advjax.experiment import Experiment, load_experiment
+from advjax.runs import folder as runfolder
+from advjax.runs.checkpoint import steps_in
+from advjax.runs.folder import RunError
+from advjax.runs.outcome import Progress
 from advjax.sweeps.outcome import Outcome, SweepError
 from advjax.sweeps.search import Rule
-from advjax.training import runfolder
-from advjax.training.checkpoint import steps_in
-from advjax.training.outcome import Progress
-from advjax.training.runfolder import RunError
 
 FORMAT = 1
 _PATIENCE_S = 60.0
@@ -121,7 +121,7 @@ def held(folder: Path) -> Iterator[None]:
     try:
         with contextlib.ExitStack() as stack:
             try:
-                stack.enter_context(runfolder.alone(folder, _PATIENCE_S))
+                stack.enter_context(runfolder.lock(folder, _PATIENCE_S))
             except RunError as error:
                 raise SweepError(f"{folder} is held by another process") from error
             yield

@@ -15,14 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from advjax.experiment import Experiment, load_experiment
+from advjax.runs import folder as runfolder
+from advjax.runs.signals import Signals, Stopped
 from advjax.sweeps.cell import Task, forget, how_far
 from advjax.sweeps.executors import Executor, Here
 from advjax.sweeps.grid import Grid, config_hash
 from advjax.sweeps.outcome import Outcome, SweepError
 from advjax.sweeps.search import Search, median_rule
 from advjax.sweeps.store import ENDED, FILE, OLD, Cell, Store
-from advjax.training import runfolder
-from advjax.training.signals import Signals, Stopped
 
 _LOSSES = 5  # workers in a row that a cell may lose without getting further
 
@@ -142,7 +142,7 @@ def _cell(config: Any, place: int) -> Cell:
 
 def _open(stack: contextlib.ExitStack, folder: Path, overwrite: bool) -> None:
     try:
-        stack.enter_context(runfolder.alone(folder))
+        stack.enter_context(runfolder.lock(folder))
     except runfolder.RunError as error:
         raise SweepError(f"{folder}: another sweep works on it, or it is a file") from error
     except OSError as error:

@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 
+from advjax.runs.outcome import Progress
 from advjax.sweeps.cell import (
     Task,
     check_memory,
@@ -26,8 +27,7 @@ from advjax.sweeps.cell import (
 )
 from advjax.sweeps.outcome import Outcome
 from advjax.training import DivergedError, fit_together
-from advjax.training.outcome import Progress
-from advjax.training.program import program_of
+from advjax.training.compiled import program_of
 from advjax.training.spec import Training
 
 
@@ -86,7 +86,7 @@ def _member(task: Task) -> _Member | None:
         config = config_of(experiment, task.config)
         training = experiment.build(config)
         room = check_memory(training, task.memory)
-        if hasattr(training.objective, "start"):
+        if training.full_objective.carries:
             return None
         return _Member(task, training, config, program_of(training), room)
     except Exception:  # it will be told by run_cell

@@ -128,7 +128,7 @@ class Store:
 
     def history(self, cell: str) -> list[dict[str, Any]]:
         """The metrics of a cell over time: the rows of its run's ``metrics.jsonl``."""
-        from advjax.training.runfolder import read_rows  # looking at a sweep does without
+        from advjax.runs.folder import read_rows  # looking at a sweep does without
 
         return read_rows(self.path.parent / "cells" / cell / "run")
 
@@ -147,7 +147,7 @@ class Store:
         Raises:
           SweepError: if the store holds another sweep; what differs is named.
         """
-        from advjax.training.runfolder import differences
+        from advjax.runs.folder import differences  # looking at a sweep does without
 
         about = json.loads(json.dumps({"format": FORMAT, **about}, default=str))
         notes: list[str] = []

@@ -23,10 +23,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from advjax.runs import folder as runfolder
+from advjax.runs.signals import Stopped
 from advjax.sweeps.cell import Task, run_cell
 from advjax.sweeps.outcome import SweepError
-from advjax.training import runfolder
-from advjax.training.signals import Stopped
 
 _LOOK_S = 5.0  # between looks of a job for its driver
 

@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from advjax.training import runfolder
-from advjax.training.checkpoint import (
+from advjax.runs import folder as folders
+from advjax.runs.checkpoint import (
     CheckpointError,
     DamagedCheckpointError,
     compare_shapes,
@@ -20,6 +20,29 @@ from advjax.training.checkpoint import (
     shapes_of,
     steps_in,
 )
+
+
+def read_config(run_dir: str | os.PathLike[str]) -> dict[str, Any]:
+    """``config.json`` of a training: ``{"format", "training", "config"}``, checked.
+
+    Raises:
+      RunError: if there is none or it is not one that ``fit`` wrote.
+    """
+    config = folders.read_config(run_dir)
+    training = config["training"]
+    shape, classes = training.get("input_shape"), training.get("classes")
+    if not (
+        isinstance(training.get("network"), dict)
+        and isinstance(shape, list)
+        and all(isinstance(n, int) and n > 0 for n in shape)
+        and isinstance(classes, list)
+        and all(isinstance(c, str) for c in classes)
+    ):
+        raise folders.RunError(
+            f"{Path(run_dir) / 'config.json'} is damaged, or not of a classifier: 'network', "
+            "'input_shape' or 'classes' is missing or odd"
+        )
+    return config
 
 
 def load_classifier(
@@ -42,13 +65,13 @@ def load_classifier(
     """
     from advjax.models import Classifier, create
 
-    description = runfolder.read_config(run_dir)["training"]
+    description = read_config(run_dir)["training"]
     if module is None:
         network = description["network"]
         if not isinstance(network.get("name"), str) or not isinstance(network.get("fields"), dict):
-            raise runfolder.RunError(
+            raise folders.RunError(
                 f"{run_dir} trained a network that is not of the zoo "
-                f"({network.get('foreign', 'unknown')}); its module is taken as module="
+                f"({network.get('foreign', 'unknown')}); expected its module as module="
             )
         module = create(network["name"], **network["fields"])
     folder = Path(run_dir).absolute() / "checkpoints"
@@ -60,8 +83,8 @@ def load_classifier(
     }
     held |= {n.removeprefix(stats): a for n, a in arrays.items() if n.startswith(stats)}
     images = jax.ShapeDtypeStruct((1, *description["input_shape"]), jnp.float32)
-    taken = jax.eval_shape(module.init, jax.random.key(0), images)
-    compare_shapes(f"checkpoint {folder / str(step)}", shapes_of(held), shapes_of(named(taken)))
+    wanted = jax.eval_shape(module.init, jax.random.key(0), images)
+    compare_shapes(f"checkpoint {folder / str(step)}", shapes_of(held), shapes_of(named(wanted)))
     variables: dict[str, Any] = {}
     for name, array in held.items():
         *path, leaf = name.split("/")
@@ -77,7 +100,7 @@ def _arrays(folder: Path, which: str | int) -> tuple[dict[str, np.ndarray], int]
     if isinstance(which, int):
         return read(folder, which)[0], which
     if which not in ("best", "last"):
-        raise ValueError(f"which={which!r}; 'best', 'last' or a step is taken")
+        raise ValueError(f"which={which!r}; expected 'best', 'last' or a step")
     refused: list[str] = []
     for step in reversed(steps_in(folder)):
         try:

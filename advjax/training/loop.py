@@ -1,22 +1,16 @@
-"""``fit``: the training loop around the compiled step."""
+"""``fit``: a training as a run."""
 
 from __future__ import annotations
 
-import collections
-import contextlib
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
 
-from advjax.training import hosts, runfolder
-from advjax.training.checkpoint import CheckpointError
-from advjax.training.outcome import Progress, Result, StopWhen
-from advjax.training.parallel import place, positions, replicate, steps_in_flight
-from advjax.training.program import compiled_step
-from advjax.training.run import Run
+from advjax.runs import StopWhen, hosts, train
+from advjax.runs.outcome import Progress, Result
+from advjax.training.classifier import ClassifierProgram, StopFunction
 from advjax.training.spec import Training
 
 
@@ -29,12 +23,12 @@ def fit(
     overwrite: bool = False,
     devices: Sequence[jax.Device] | None = None,
     progress: Progress | None = None,
-    stop_when: StopWhen | None = None,
+    stop_when: StopFunction | None = None,
     wait_s: float = 0.0,
 ) -> Result:
     """Trains, evaluates, and with a run folder saves and resumes.
 
-    After ``advjax.training.hosts.join`` the same call in every process trains one run over the
+    After ``advjax.runs.hosts.join`` the same call in every process trains one run over the
     devices of all; the first process has the folder.
 
     The same call on the same folder goes on where the last one was killed, to bit-identical
@@ -60,59 +54,17 @@ def fit(
       ValueError: if the devices cannot share the batch equally, or an objective with a carry is
         trained by several processes.
     """
-    devices = list(jax.devices() if devices is None else devices)
-    places = positions(training.batch_size, devices)
-    if hosts.several() and hasattr(training.objective, "start"):
+    program = ClassifierProgram(training, list(jax.devices() if devices is None else devices))
+    if hosts.is_distributed() and training.full_objective.carries:
         name = type(training.objective).__name__
         raise ValueError(f"{name} hands a carry from step to step; one process trains with it")
-    with contextlib.ExitStack() as stack:
-        run = Run(training, devices, progress, stop_when)
-        if run_dir is not None:
-            folder, file = Path(run_dir).absolute(), None if source is None else Path(source)
-            _open(run, stack, folder, config, file, overwrite, wait_s)
-        run.begin()
-        if not run.ended:
-            _train(run, places)
-        run.finish()
-    return run.result()
-
-
-def _open(
-    run: Run,
-    stack: contextlib.ExitStack,
-    folder: Path,
-    config: Any,
-    source: Path | None,
-    overwrite: bool,
-    wait_s: float,
-) -> None:
-    """Opens the run's folder; of several processes the first one does, and tells the others."""
-    if not hosts.several():
-        run.open(stack, folder, config, source, overwrite, wait_s=wait_s)
-        return
-    refused: Exception | None = None
-    if hosts.leads():
-        try:
-            run.open(stack, folder, config, source, overwrite, wait_s=wait_s)
-        except (runfolder.RunError, CheckpointError) as error:
-            refused = error
-    said = hosts.told(refused and str(refused))
-    if said is not None:
-        raise refused or runfolder.RunError(said)
-    run.follow(stack)
-
-
-def _train(run: Run, places: Any) -> None:
-    training = run.training
-    step = compiled_step(training, run.devices)
-    put = lambda tree: replicate(tree, run.devices)
-    run.state, objective = place(run.state, run.devices), put(training.objective)
-    x, y, streams = put(training.train.x), put(training.train.y), put(training.streams())
-    limit = steps_in_flight(run.devices)
-    in_flight: collections.deque[Any] = collections.deque()
-    while not run.ended:
-        run.state, metrics = step(run.state, places, objective, x, y, streams)
-        in_flight.append(metrics["loss"])
-        if len(in_flight) >= limit:
-            in_flight.popleft().block_until_ready()
-        run.stepped(metrics, lambda: run.state, None)
+    return train(
+        program,
+        run_dir,
+        config=config,
+        source=source,
+        overwrite=overwrite,
+        progress=progress,
+        watchers=() if stop_when is None else (StopWhen(stop_when),),
+        wait_s=wait_s,
+    )

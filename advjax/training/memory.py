@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 
 from advjax.training.apply import LinenApply
 from advjax.training.spec import Training, root_keys
@@ -28,16 +28,19 @@ def predicted_bytes(training: Training, devices: int = 1) -> int:
     """
     init_key, key, _ = root_keys(training.seed)
     state = jax.eval_shape(lambda: training.first_state(key, init_key))
-    apply = training.apply if training.module is None else LinenApply(training.module)
-    batch = _batch(training, training.batch_size // devices)
-    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), len(batch["y"])))
+    apply: Any = training.apply if training.module is None else LinenApply(training.module)
+    places, data = np.arange(training.batch_size // devices, dtype=np.int32), training.arrays()
+    batch = jax.eval_shape(training.batches(), key, 0, data, places)
+    if training.full_objective.carries:
+        shape = batch["x"].shape
+        batch["carry"] = jax.eval_shape(lambda: training.full_objective.start(shape))
+    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), len(places)))
 
     def kept(params: Any, stats: Any, keys: Any, batch: Any) -> Any:
-        loss = lambda params: training.objective(keys, apply, params, stats, batch)[0]
+        loss = lambda params: training.full_objective(keys, apply, params, stats, batch)[0]
         return jax.vjp(loss, params)[1]
 
     residuals = jax.eval_shape(kept, state.params, state.stats, keys, batch)
-    data = (training.train.x, training.train.y, training.streams())
     updates = 2 * _bytes(state.params)
     return _bytes(residuals) + _bytes(state) + updates + _bytes(data)
 
@@ -51,25 +54,6 @@ def available_bytes(device: jax.Device) -> int | None:
     except OSError:
         return None
     return int(found[1]) * 1024 if found else None
-
-
-def _batch(training: Training, size: int) -> dict[str, Any]:
-    """The shapes of one device's batch."""
-    image = training.train.x.shape[1:]
-    floats = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.float32)
-    batch: dict[str, Any] = {
-        "x": floats(size, *image),
-        "y": jax.ShapeDtypeStruct((size,), jnp.int32),
-    }
-    if training.unlabelled is not None:
-        batch["unlabelled"] = floats(size * training.unlabelled_ratio, *image)
-    if training.neighbours is not None:
-        n = training.neighbours[0].shape[1]
-        batch["neighbours"], batch["weights"] = floats(size, n, *image), floats(size, n)
-    start = getattr(training.objective, "start", None)
-    if start is not None:
-        batch["carry"] = jax.eval_shape(lambda: start((size, *image)))
-    return batch
 
 
 def _bytes(tree: Any) -> int:

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from advjax.training.state import TrainState
+from advjax.runs.state import TrainState
 from advjax.training.step import AXIS, Step
 from advjax.types import Array, replace
 
@@ -31,18 +31,16 @@ def parallel(step: Step, devices: Sequence[jax.Device]) -> Callable[..., Any]:
     mapped = jax.pmap(
         apart,
         axis_name=AXIS,
-        in_axes=(None, 0, 0, None, None, None, None),
+        in_axes=(None, 0, 0, None, None),
         out_axes=(None, 0, None),
         donate_argnums=(0, 1),
         devices=devices,
     )
 
-    def call(
-        state: TrainState, places: Array, objective: Any, x: Array, y: Array, streams: Any = None
-    ) -> tuple[TrainState, Any]:
+    def call(state: TrainState, places: Array, objective: Any, data: Any) -> tuple[TrainState, Any]:
         carry = state.carry
         shared = state if carry is None else replace(state, carry=None)
-        shared, carry, metrics = mapped(shared, carry, places, objective, x, y, streams)
+        shared, carry, metrics = mapped(shared, carry, places, objective, data)
         return shared if carry is None else replace(shared, carry=carry), metrics
 
     return call
@@ -97,16 +95,6 @@ def positions(batch_size: int, devices: Sequence[jax.Device]) -> Array:
     if batch_size % len(devices):
         raise ValueError(
             f"batch_size={batch_size} on {len(devices)} devices; "
-            f"a multiple of {len(devices)} is taken (or fewer devices)"
+            f"expected a multiple of {len(devices)} (or fewer devices)"
         )
     return split(np.arange(batch_size, dtype=np.int32), devices)
-
-
-def steps_in_flight(devices: Sequence[jax.Device]) -> int:
-    """How many steps may be handed to the devices before the first of them has to be done.
-
-    Enough to keep a device busy. CPU devices of one process share a thread pool: a second step's
-    all-reduce can take the threads that the first one's is waiting for, and neither ends.
-    """
-    several_cpus = len(devices) > 1 and devices[0].platform == "cpu"
-    return 1 if several_cpus else 4

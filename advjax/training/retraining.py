@@ -17,10 +17,10 @@ from advjax.attacks import Attack
 from advjax.data import Dataset, to_float
 from advjax.evaluation import Accuracy, evaluate
 from advjax.files import whole_file
+from advjax.runs.outcome import Event, Progress, Snapshot
 from advjax.spec import describe
 from advjax.training.apply import Bound
 from advjax.training.loop import fit
-from advjax.training.outcome import Event, Progress, Snapshot
 from advjax.training.spec import Training, root_keys
 
 
@@ -260,8 +260,8 @@ def _chosen(malicious: Any, n: int) -> np.ndarray:
     fits = given.ndim == 1 and given.dtype.kind in "iu" and given.size
     if not fits or given.min() < 0 or given.max() >= n:
         raise ValueError(
-            f"retrain: given malicious={given.dtype}{list(given.shape)}; at least one position, "
-            f"from 0 to {n - 1}, or a mask [{n}] of the training images is taken"
+            f"retrain: given malicious={given.dtype}{list(given.shape)}; expected at least one "
+            f"position, from 0 to {n - 1}, or a mask [{n}] of the training images"
         )
     return np.unique(given)
 
@@ -271,16 +271,16 @@ def _check(
 ) -> None:
     if not isinstance(attack, Attack):
         given = type(attack).__name__
-        raise TypeError(f"retrain: given attack={given}; an advjax attack is taken")
+        raise TypeError(f"retrain: given attack={given}; expected an advjax attack")
     if training.neighbours is not None:
-        raise ValueError("retrain: given neighbours; added images have none, so none are taken")
+        raise ValueError("retrain: given neighbours; expected none, as added images have none")
     if type(rounds) is not int or rounds < 1:
-        raise ValueError(f"retrain: given rounds={rounds!r}; a whole number >= 1 is taken")
+        raise ValueError(f"retrain: given rounds={rounds!r}; expected a whole number >= 1")
     for name, share in (("new", new), ("change", change)):
         if share is not None and not 0 <= share <= 1:
-            raise ValueError(f"retrain: given {name}={share!r}; a share from 0 to 1 is taken")
+            raise ValueError(f"retrain: given {name}={share!r}; expected a share from 0 to 1")
     if change is not None and held is None:
         raise ValueError(
             f"retrain: given change={change} without held-out images; "
-            "held_out or Training.validation is taken too"
+            "expected held_out or Training.validation too"
         )

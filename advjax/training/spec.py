@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from functools import partial
 from typing import Any
 
 import jax
@@ -13,6 +12,8 @@ import numpy as np
 import optax
 
 from advjax.data import Dataset
+from advjax.data.streams import Batches, Streams, check_shape
+from advjax.runs.state import Average, EqualAverage, MovingAverage, TrainState, create_state
 from advjax.spec import FORMAT, checksum, describe
 from advjax.training.apply import Bound, LinenApply
 from advjax.training.describe import (
@@ -20,12 +21,11 @@ from advjax.training.describe import (
     describe_network,
     describe_optimizer,
 )
-from advjax.training.state import TrainState, create_state, equal_average, moving_average
 from advjax.training.step import AXIS, Step, make_step
-from advjax.types import Array
+from advjax.types import Array, Objective, as_objective
 
 _COUNTS = ("epochs", "steps", "batch_size", "evaluate_every", "evaluate_examples", "patience",
-           "swa_start", "unlabelled_ratio")  # fmt: skip
+           "swa_start", "unlabelled_ratio", "log_every")  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -116,43 +116,46 @@ class Training:
     loss_limit: float = 1e6
 
     def __post_init__(self) -> None:
-        if (self.module is None) == (self.apply is None):
-            raise ValueError("a module or apply with params is taken, exactly one of the two")
-        if self.apply is not None and self.params is None:
-            raise ValueError("apply was given without params; its first parameters are taken too")
-        if (self.epochs is None) == (self.steps is None):
-            raise ValueError(
-                f"given epochs={self.epochs}, steps={self.steps}; exactly one of them is taken"
-            )
+        as_objective(self.objective)  # refuses what is none
+        self._check_one_of_each()
         for name in _COUNTS:
             value = getattr(self, name)
             if value is not None and (not isinstance(value, int) or value < 1):
-                raise ValueError(f"{name}={value!r}; a whole number of at least 1 is taken")
-        if self.neighbours is not None:
-            pool = 0 if self.unlabelled is None else len(self.unlabelled)
-            both = _neighbours(*self.neighbours, len(self.train), pool)
-            object.__setattr__(self, "neighbours", both)
+                raise ValueError(f"{name}={value!r}; expected a whole number of at least 1")
+        self._check_data()
+        if self.ema_decay is not None and not 0 <= self.ema_decay < 1:
+            raise ValueError(f"ema_decay={self.ema_decay}; expected 0 <= ema_decay < 1")
+        if not 0 <= self.watch_drop <= 1:
+            raise ValueError(f"watch_drop={self.watch_drop}; expected a share from 0 to 1")
+
+    def _check_one_of_each(self) -> None:
+        if (self.module is None) == (self.apply is None):
+            raise ValueError("expected a module or apply with params, exactly one of the two")
+        if self.apply is not None and self.params is None:
+            raise ValueError("apply was given without params; expected its first parameters too")
+        if (self.epochs is None) == (self.steps is None):
+            raise ValueError(
+                f"given epochs={self.epochs}, steps={self.steps}; expected exactly one of them"
+            )
+        if self.ema_decay is not None and self.swa_start is not None:
+            raise ValueError(
+                f"given ema_decay={self.ema_decay}, swa_start={self.swa_start}; expected one"
+            )
+
+    def _check_data(self) -> None:
+        """Checks the images, and holds out the validation set where a share is given."""
+        streams = Streams(self.train, self.unlabelled, self.neighbours)
         if isinstance(self.validation, (int, float)):
-            self._hold_out(self.validation)
+            streams, validation = streams.hold_out(self.validation, self.seed)
+            object.__setattr__(self, "validation", validation)
+        object.__setattr__(self, "train", streams.train)
+        object.__setattr__(self, "neighbours", streams.neighbours)
+        for name in ("test", "validation"):
+            check_shape(name, getattr(self, name), self.train)
         if self.batch_size > len(self.train):
             raise ValueError(
                 f"batch_size={self.batch_size}; the training set has {len(self.train)} examples"
             )
-        if self.log_every < 1:
-            raise ValueError(f"log_every={self.log_every}; at least 1 is taken")
-        if self.ema_decay is not None and not 0 <= self.ema_decay < 1:
-            raise ValueError(f"ema_decay={self.ema_decay}; 0 <= ema_decay < 1 is taken")
-        if self.ema_decay is not None and self.swa_start is not None:
-            raise ValueError(
-                f"given ema_decay={self.ema_decay}, swa_start={self.swa_start}; one is taken"
-            )
-        for name in ("test", "validation", "unlabelled"):
-            other = getattr(self, name)
-            if other is not None and other.x.shape[1:] != self.train.x.shape[1:]:
-                raise ValueError(
-                    f"{name} images are {other.x.shape[1:]}, "
-                    f"training images {self.train.x.shape[1:]}"
-                )
         size = self.unlabelled_ratio * self.batch_size
         if self.unlabelled is not None and size > len(self.unlabelled):
             raise ValueError(
@@ -165,29 +168,6 @@ class Training:
                 f"patience={self.patience} was given without validation images; "
                 "early stopping does not look at the test set"
             )
-        if not 0 <= self.watch_drop <= 1:
-            raise ValueError(f"watch_drop={self.watch_drop}; a share from 0 to 1 is taken")
-
-    def _hold_out(self, share: float) -> None:
-        """Makes the share the validation set and what is left the training set."""
-        n = len(self.train)
-        held = round(share * n)
-        if not 0 < held < n:
-            raise ValueError(
-                f"validation={share} of {n} training images; a share that leaves some on both "
-                "sides is taken"
-            )
-        order = np.random.default_rng(self.seed).permutation(n)
-        rest = np.sort(order[held:])
-        validation = dataclasses.replace(self.train.take(np.sort(order[:held])), split="validation")
-        object.__setattr__(self, "train", self.train.take(rest))
-        object.__setattr__(self, "validation", validation)
-        if self.neighbours is not None:
-            index, weights = (a[rest] for a in self.neighbours)
-            new = np.arange(-held, max(index.max() + 1, n) - held, dtype=np.int32)
-            new[order[:held]], new[rest] = -1, np.arange(len(rest))
-            index = np.where(index < 0, -1, new[index])
-            object.__setattr__(self, "neighbours", (index, weights))
 
     @property
     def steps_per_epoch(self) -> int:
@@ -207,69 +187,45 @@ class Training:
             if isinstance(data, Dataset)
         }
 
-    def evaluates_at(self, step: int) -> bool:
-        """Whether the state after this many steps is evaluated."""
-        judged = self.test is not None or self.validation is not None
-        return judged and (step % self._every == 0 or step == self.total_steps)
-
-    def watches_at(self, step: int) -> bool:
-        """Whether the state after this many steps is looked at for catastrophic overfitting."""
-        return self.watch is not None and step % self.steps_per_epoch == 0
-
-    def out_of_patience(self, step: int, best: int) -> bool:
-        """Whether the evaluation after ``step`` steps is the last that a better one was awaited."""
-        return self.patience is not None and step // self._every - best // self._every >= (
-            self.patience
-        )
+    @property
+    def steps_per_evaluation(self) -> int:
+        return self.evaluate_every or self.steps_per_epoch
 
     @property
-    def _every(self) -> int:
-        return self.evaluate_every or self.steps_per_epoch
+    def full_objective(self) -> Objective:
+        """The objective with every hook of the contract."""
+        return as_objective(self.objective)
 
     def first_state(self, key: Any, init_key: Any) -> TrainState:
         """The state before the first step; ``key`` is what the steps draw from."""
         params, stats = self.variables(init_key)
-        start = getattr(self.objective, "start", None)
-        shape = (self.batch_size, *self.train.x.shape[1:])
         return create_state(
             params,
             stats,
             self.optimizer,
             key,
             averaged=self.average() is not None,
-            carry=None if start is None else start(shape),
+            carry=self.full_objective.start((self.batch_size, *self.train.x.shape[1:])),
         )
 
-    def average(self) -> Callable[[Any, Any, Array], Any] | None:
+    def average(self) -> Average | None:
         """How the averaged parameters follow a step, if there are any."""
         if self.swa_start is not None:
             every = self.steps_per_epoch
-            return partial(equal_average, start=self.swa_start * every, every=every)
-        if self.ema_decay is not None:
-            return partial(moving_average, decay=self.ema_decay)
-        return None
+            return EqualAverage(self.swa_start * every, every)
+        return None if self.ema_decay is None else MovingAverage(self.ema_decay)
 
     def step(self) -> Step:
         """The training step on one device, see ``make_step``."""
-        return make_step(
-            self.network(),
-            self.optimizer,
-            batch_size=self.batch_size,
-            augment=self.augment,
-            average=self.average(),
-            unlabelled_ratio=self.unlabelled_ratio,
-        )
+        return make_step(self.network(), self.optimizer, self.batches(), self.average())
 
-    def streams(self) -> dict[str, np.ndarray] | None:
-        """What batches are made of beside the training images and labels, if anything."""
-        streams: dict[str, np.ndarray] = {}
-        if self.unlabelled is not None:
-            streams["unlabelled"] = self.unlabelled.x
-        if self.neighbours is not None:
-            index, weights = self.neighbours
-            streams["neighbours"] = np.maximum(index, 0)
-            streams["weights"] = np.where(index < 0, np.float32(0), weights)
-        return streams or None
+    def batches(self) -> Batches:
+        """The batch of a step as a function of key and step."""
+        return Batches(self.batch_size, self.augment, self.unlabelled_ratio)
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """What batches are made of, by name: images, labels, and what else there is."""
+        return Streams(self.train, self.unlabelled, self.neighbours).arrays()
 
     def network(self) -> Callable[..., Any]:
         """The ``Apply`` of a training step, which runs inside the mapped axis."""
@@ -326,7 +282,7 @@ class Training:
             "seed": self.seed,
             "ema_decay": self.ema_decay,
             "swa_start": self.swa_start,
-            "evaluate_every": self._every,
+            "evaluate_every": self.steps_per_evaluation,
             "evaluate_examples": self.evaluate_examples,
             "attacks": {name: describe(attack) for name, attack in self.attacks.items()},
             "patience": self.patience,
@@ -337,28 +293,6 @@ class Training:
     def params_shape(self) -> Any:
         """The parameters' shapes, without drawing them."""
         return jax.eval_shape(lambda: self.variables(jax.random.key(0))[0])
-
-
-def _neighbours(index: Any, weights: Any, n: int, unlabelled: int) -> tuple[np.ndarray, np.ndarray]:
-    """The two as int32 and float32, checked."""
-    index, weights = np.asarray(index), np.asarray(weights)
-    if index.ndim != 2 or len(index) != n or index.dtype.kind not in "iu" or not index.size:
-        raise ValueError(
-            f"neighbours: given an index of {index.dtype}{list(index.shape)}; "
-            f"whole numbers [{n}, n], one row for each training image, are taken"
-        )
-    if index.min() < -1 or index.max() >= n + unlabelled:
-        raise ValueError(
-            f"neighbours: the index runs from {index.min()} to {index.max()}; -1 for none and "
-            f"0 to {n + unlabelled - 1}, for {n} training and {unlabelled} unlabelled images, are "
-            "taken"
-        )
-    if weights.shape != index.shape or not np.all((weights >= 0) & np.isfinite(weights)):
-        raise ValueError(
-            f"neighbours: given weights {list(weights.shape)}; finite numbers >= 0 of the index's "
-            f"shape {list(index.shape)} are taken"
-        )
-    return index.astype(np.int32), weights.astype(np.float32)
 
 
 def root_keys(seed: int) -> tuple[Array, Array, Array]:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import collections
 import contextlib
-import functools
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,11 +12,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from advjax.training.outcome import DivergedError, Progress, Result, StopWhen
-from advjax.training.parallel import place, positions, replicate, steps_in_flight
-from advjax.training.program import compiled_steps, program_of
-from advjax.training.run import Run
-from advjax.training.signals import Signals, Stopped
+from advjax.runs.loop import lockstep
+from advjax.runs.outcome import DivergedError, Progress, Result
+from advjax.runs.run import Run
+from advjax.runs.signals import Signals
+from advjax.runs.watchers import StopWhen
+from advjax.training.classifier import ClassifierProgram, StopFunction
+from advjax.training.compiled import compiled_steps, program_of
+from advjax.training.parallel import replicate
 from advjax.training.spec import Training
 
 
@@ -30,7 +31,7 @@ def fit_together(
     source: str | os.PathLike[str] | None = None,
     devices: Sequence[jax.Device] | None = None,
     progress: Progress | None = None,
-    stop_when: Sequence[StopWhen | None] | None = None,
+    stop_when: Sequence[StopFunction | None] | None = None,
 ) -> list[Result | DivergedError]:
     """Trains several configurations in lockstep, as one program; each is a run like any other.
 
@@ -65,94 +66,56 @@ def fit_together(
         return []
     _check(trainings, run_dirs, configs, stop_when)
     devices = list(jax.local_devices() if devices is None else devices)
-    places = positions(trainings[0].batch_size, devices)
-    found: dict[int, Result | DivergedError] = {}
+    found: list[Result | DivergedError] = []
     with contextlib.ExitStack() as stack:
         signals = stack.enter_context(Signals())
-        runs = [
-            Run(training, devices, None, stop)
-            for training, stop in zip(trainings, stop_when or [None] * len(trainings), strict=True)
-        ]
-        runs[0].progress = progress
-        for i, run in enumerate(runs):
+        runs = []
+        for i, training in enumerate(trainings):
+            stop = None if stop_when is None else stop_when[i]
+            watchers = () if stop is None else (StopWhen(stop),)
+            program = ClassifierProgram(training, devices)
+            run = Run(program, None if i else progress, watchers)
+            run.signals = signals
             if run_dirs is not None:
                 config = None if configs is None else configs[i]
                 file = None if source is None else Path(source)
-                run.open(stack, Path(run_dirs[i]).absolute(), config, file, False, signals=False)
+                run.open(stack, Path(run_dirs[i]).absolute(), config, file, False)
             run.begin()
+            runs.append(run)
         # Runs that were stopped between their checkpoints go on from different steps.
         by_step: dict[int, list[Run]] = {}
         for run in runs:
             if not run.ended:
-                by_step.setdefault(run.step, []).append(run)
+                by_step.setdefault(run.at.step, []).append(run)
         diverged: dict[int, DivergedError] = {}
         for _, group in sorted(by_step.items()):
             while group:
-                group = _Group(group, devices, places, signals).train(diverged)
-        for i, run in enumerate(runs):
-            if id(run) in diverged:
-                found[i] = diverged[id(run)]
-            else:
-                run.finish()
-                found[i] = run.result()
-    return [found[i] for i in range(len(trainings))]
+                group = _train_group(group, diverged)
+        for run in runs:
+            found.append(diverged[id(run)] if id(run) in diverged else run.finish())
+    return found
 
 
-class _Group:
-    """Runs that stand at the same step, their states stacked."""
+def _train_group(runs: list[Run], diverged: dict[int, DivergedError]) -> list[Run]:
+    """Runs that stand at the same step, their states stacked, until half of them have ended.
 
-    def __init__(
-        self, runs: list[Run], devices: Sequence[jax.Device], places: Any, signals: Signals
-    ) -> None:
-        self.runs, self.devices, self.places, self.signals = runs, devices, places, signals
-
-    def train(self, diverged: dict[int, DivergedError]) -> list[Run]:
-        """Until half of the runs have ended; returns those that go on, with their states."""
-        trainings = [run.training for run in self.runs]
-        data = [(t.train.x, t.train.y, t.streams()) for t in trainings]
-        shared = all(_same(data[0], other) for other in data[1:])
-        step = compiled_steps(trainings[0], self.devices, shared)
-        put = lambda tree: replicate(tree, self.devices)
-        state = place(stack([run.state for run in self.runs]), self.devices)
-        objective = put(stack([t.objective for t in trainings]))
-        x, y, streams = put(data[0] if shared else stack(data))
-        limit = steps_in_flight(self.devices)
-        in_flight: collections.deque[Any] = collections.deque()
-        active = dict(enumerate(self.runs))
-        while len(active) > len(self.runs) // 2:  # fewer are half the work, for a trace more
-            state, metrics = step(state, self.places, objective, x, y, streams)
-            in_flight.append(metrics["loss"])
-            if len(in_flight) >= limit:
-                in_flight.popleft().block_until_ready()
-            for i, run in list(active.items()):
-                one = functools.partial(_member, state, i)
-                try:
-                    run.stepped(metrics, one, i)
-                except DivergedError as error:
-                    diverged[id(run)] = error
-                    del active[i]
-                    continue
-                if run.ended:
-                    run.state = one()
-                    del active[i]
-            if self.signals.received is not None:
-                self._stop(active, state)
-        for i, run in active.items():
-            run.state = _member(state, i)
-        return [*active.values()]
-
-    def _stop(self, active: dict[int, Run], state: Any) -> None:
-        """Saves all, after a signal."""
-        for i, run in active.items():
-            run.state = _member(state, i)
-            run.flush()
-            run.save()
-        for run in active.values():
-            if run.checkpoints is not None:
-                run.checkpoints.wait()
-        steps = max((run.step for run in active.values()), default=0)
-        assert self.signals.received is not None
-        raise Stopped(self.signals.received, f"step {steps}")
+    Returns those that go on; fewer are half the work, for a trace more.
+    """
+    programs: list[Any] = [run.program for run in runs]
+    first = programs[0]
+    data = [program.training.arrays() for program in programs]
+    shared = all(_same(data[0], other) for other in data[1:])
+    step = compiled_steps(first.training, first.devices, shared)
+    objectives = stack([program.training.full_objective for program in programs])
+    arguments = replicate((objectives, data[0] if shared else stack(data)), first.devices)
+    return lockstep(
+        runs,
+        first.place(stack([run.state for run in runs])),
+        lambda state: step(state, first.places, *arguments),
+        member=_member,
+        until=len(runs) // 2,
+        diverged=diverged,
+    )
 
 
 def stack(trees: Sequence[Any]) -> Any:
@@ -177,9 +140,9 @@ def _check(trainings: Sequence[Training], run_dirs: Any, configs: Any, stop_when
     for name, given in (("run_dirs", run_dirs), ("configs", configs), ("stop_when", stop_when)):
         if given is not None and len(given) != len(trainings):
             raise ValueError(
-                f"given {len(given)} {name} for {len(trainings)} trainings; one for each is taken"
+                f"given {len(given)} {name} for {len(trainings)} trainings; expected one for each"
             )
-    if hasattr(trainings[0].objective, "start"):
+    if trainings[0].full_objective.carries:
         name = type(trainings[0].objective).__name__
         raise ValueError(f"{name} hands a carry from step to step; fit takes it, one at a time")
     first = program_of(trainings[0])

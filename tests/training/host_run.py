@@ -17,7 +17,7 @@ import optax  # noqa: E402
 from small_runs import Net, random_data  # noqa: E402
 
 from advjax import FGSM, L2, PGD, Linf, Madry, Training, fit  # noqa: E402
-from advjax.training import hosts  # noqa: E402
+from advjax.runs import hosts  # noqa: E402
 
 if int(processes) > 1:
     hosts.join(f"127.0.0.1:{port}", int(processes), int(process), patience_s=30)

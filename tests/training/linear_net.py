@@ -3,6 +3,8 @@
 import jax
 import numpy as np
 
+from advjax.types import Net
+
 _RNG = np.random.default_rng(0)
 X = _RNG.uniform(0.2, 0.8, (6, 4, 4, 1)).astype(np.float32)
 Y = np.asarray([0, 1, 2, 3, 0, 1], np.int32)
@@ -27,7 +29,7 @@ def run_crafting(objective, w, keys, batch):
     """``((loss, aux), gradient, x_adv)``."""
     loss = lambda w: objective(keys, linear, w, {}, batch)
     found = jax.value_and_grad(loss, has_aux=True)(w)
-    return *found, objective.craft(keys, linear, w, {}, batch)["x_adv"]
+    return *found, objective.craft(Net(keys, linear, w, {}), batch)["x_adv"]
 
 
 def softmax(z):

@@ -72,9 +72,7 @@ def run_steps(training, devices, n=1):
     init_key, key, _ = root_keys(training.seed)
     state = place(training.first_state(key, init_key), devices)
     step = parallel(training.step(), devices)
-    arguments = replicate(
-        (training.objective, training.train.x, training.train.y, training.streams()), devices
-    )
+    arguments = replicate((training.full_objective, training.arrays()), devices)
     for _ in range(n):
         state, metrics = step(state, positions(training.batch_size, devices), *arguments)
         jax.block_until_ready(state)

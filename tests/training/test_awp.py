@@ -7,6 +7,7 @@ import optax
 import pytest
 from small_runs import Net, flat_linear, random_data, run_steps, step_training
 
+from advjax import types
 from advjax.attacks import PGD
 from advjax.balls import Linf
 from advjax.training import LinenApply, Madry, Standard
@@ -61,9 +62,11 @@ def test_every_weight_moves_by_gamma_of_its_length_and_nothing_else_moves(net):
 
 def test_the_direction_is_the_gradient_of_the_crafted_loss(net):
     apply, params, stats = net
-    crafted = jax.jit(lambda p: MADRY.craft(KEYS, apply, p, stats, BATCH))(params)
+    crafted = jax.jit(lambda p: MADRY.craft(types.Net(KEYS, apply, p, stats), BATCH))(params)
     loss = jax.jit(
-        jax.value_and_grad(lambda p: MADRY.loss(KEYS, apply, p, stats, crafted), has_aux=True)
+        jax.value_and_grad(
+            lambda p: MADRY.loss(types.Net(KEYS, apply, p, stats), crafted), has_aux=True
+        )
     )
     (here, _), ascent = loss(params)
     there = jax.tree.map(jnp.add, params, perturbation(params, ascent, GAMMA))
@@ -148,8 +151,16 @@ def test_it_costs_one_more_pass_forward_and_backward():
 @pytest.mark.parametrize(
     "make, error, message",
     [
-        (lambda: AWP(FreeAT(Linf(0.1))), TypeError, "AWP: given FreeAT; an objective that carries"),
-        (lambda: AWP(Standard(), gamma=-1.0), ValueError, "AWP: given gamma=-1.0; finite numbers"),
+        (
+            lambda: AWP(FreeAT(Linf(0.1))),
+            TypeError,
+            "AWP: given FreeAT; expected an objective that carries",
+        ),
+        (
+            lambda: AWP(Standard(), gamma=-1.0),
+            ValueError,
+            "AWP: given gamma=-1.0; expected finite numbers",
+        ),
     ],
 )
 def test_what_makes_no_sense_is_refused(make, error, message):

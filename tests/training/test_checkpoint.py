@@ -7,8 +7,7 @@ import jax.numpy as jnp
 import pytest
 from small_runs import digits_training, one_device
 
-from advjax.training import CheckpointError, RunError, fit, load_classifier, read_config
-from advjax.training.checkpoint import (
+from advjax.runs.checkpoint import (
     Checkpoints,
     DamagedCheckpointError,
     arrays_of,
@@ -16,7 +15,8 @@ from advjax.training.checkpoint import (
     read,
     steps_in,
 )
-from advjax.training.runfolder import read_rows
+from advjax.runs.folder import read_rows
+from advjax.training import CheckpointError, RunError, fit, load_classifier, read_config
 
 
 @pytest.fixture(scope="module")
@@ -52,14 +52,17 @@ def test_the_latest_two_and_the_best_are_kept(state, tmp_path):
 @pytest.mark.parametrize(
     "change, message",
     [
-        (lambda s: {**s, "count": jnp.float32(7)}, r"count is given as int32\[\], float32\[\]"),
+        (
+            lambda s: {**s, "count": jnp.float32(7)},
+            r"count is given as int32\[\], expected float32\[\]",
+        ),
         (
             lambda s: {**s, "params": {"w": jnp.zeros((3, 3)), "half": s["params"]["half"]}},
-            r"params/w is given as float32\[2, 3\], float32\[3, 3\] is taken$",
+            r"params/w is given as float32\[2, 3\], expected float32\[3, 3\]$",
         ),
         (
             lambda s: {**s, "params": {"v": s["params"]["w"]}},
-            r"given as bfloat16\[3\], nothing is taken \(3 arrays differ\)",
+            r"given as bfloat16\[3\], expected nothing \(3 arrays differ\)",
         ),
     ],
     ids=["dtype", "shape", "names"],
@@ -127,7 +130,7 @@ def test_missing_things_are_named(finished, tmp_path):
     result, _ = finished
     with pytest.raises(CheckpointError, match="no checkpoint .*/7; there are: "):
         load_classifier(result.run_dir, 7)
-    with pytest.raises(ValueError, match="which='newest'; 'best', 'last' or a step is taken"):
+    with pytest.raises(ValueError, match="which='newest'; expected 'best', 'last' or a step"):
         load_classifier(result.run_dir, "newest")
     with pytest.raises(RunError, match="is no run folder: it has no config.json"):
         load_classifier(tmp_path)

@@ -11,6 +11,7 @@ from advjax.attacks import FGSM
 from advjax.balls import Linf
 from advjax.training import Madry, Standard
 from advjax.training.objectives.controls import GradientPenalty, LogitSqueezing
+from advjax.types import Net
 
 RNG = np.random.default_rng(1)
 MADRY = Madry(FGSM(ball=Linf(eps=0.1)))
@@ -46,9 +47,11 @@ def test_a_wrapped_objective_keeps_its_schedule_and_its_crafting():
     assert float(wrapped.at(jnp.int32(1)).objective.attack.ball.eps) == pytest.approx(0.05)
     alone = GradientPenalty()
     assert alone.at(jnp.int32(1)) is alone
-    x_adv = jax.jit(lambda: GradientPenalty(MADRY).craft(KEYS, linear, W, {}, BATCH)["x_adv"])()
+    x_adv = jax.jit(
+        lambda: GradientPenalty(MADRY).craft(Net(KEYS, linear, W, {}), BATCH)["x_adv"]
+    )()
     assert np.abs(x_adv - X).max() == pytest.approx(0.1, rel=1e-5)
-    assert GradientPenalty().craft(KEYS, linear, W, {}, BATCH).keys() == BATCH.keys()
+    assert GradientPenalty().craft(Net(KEYS, linear, W, {}), BATCH).keys() == BATCH.keys()
 
 
 def test_logit_squeezing_is_the_loss_of_noisy_images_written_out():
@@ -96,6 +99,9 @@ def test_the_order_does_not_matter_and_no_gradient_stays_finite(objective):
 class Stateful:
     """An objective that carries a state from step to step."""
 
+    def __call__(self, key, apply, params, stats, batch):
+        raise NotImplementedError
+
     def start(self, shape):
         return {}
 
@@ -108,7 +114,7 @@ class Stateful:
         (
             lambda: GradientPenalty(Stateful()),
             TypeError,
-            "GradientPenalty: given Stateful; an objective that carries no state",
+            "GradientPenalty: given Stateful; expected an objective that carries no state",
         ),
     ],
 )

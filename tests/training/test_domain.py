@@ -234,12 +234,12 @@ def shape_of(objective, apply, params, stats, batch=BATCH):
         (
             lambda: shape_of(DANN(), plain, {}, STATS),
             TypeError,
-            "a mapping with the head label is taken",
+            "expected a mapping with the head label",
         ),
         (
             lambda: shape_of(DANN(), two_heads, PARAMS, STATS, {"x": X, "y": Y}),
             ValueError,
-            "DANN: given a batch of x, y; unlabelled images are taken too",
+            "DANN: given a batch of x, y; expected unlabelled too",
         ),
         (
             lambda: shape_of(DANN(), two_heads, PARAMS, {}),
@@ -249,7 +249,7 @@ def shape_of(objective, apply, params, stats, batch=BATCH):
         (
             lambda: shape_of(MultiTask(tables={"domain": (0, 1)}), two_heads, PARAMS, STATS),
             ValueError,
-            "given 2 labels of domain; 3, one per class, are taken",
+            "given 2 labels of domain; expected 3, one per class",
         ),
     ],
 )

@@ -9,9 +9,9 @@ from small_runs import digits_training, flat_linear, one_device, random_data
 
 from advjax.attacks import FGSM, PGD
 from advjax.balls import Linf
+from advjax.runs import EqualAverage
+from advjax.runs.checkpoint import named, read, steps_in
 from advjax.training import fit, load_classifier
-from advjax.training.checkpoint import named, read, steps_in
-from advjax.training.state import equal_average
 
 PARAMS = {"w": jnp.zeros((64, 10)), "b": jnp.zeros(10)}
 # Learns for 20 steps, then unlearns.
@@ -136,9 +136,9 @@ def test_catastrophic_overfitting_ends_the_run_with_the_model_before_it(tmp_path
 def test_the_equal_average_is_the_mean_of_the_epochs_ends():
     """Before its first epoch it is the parameters themselves."""
     value = lambda step: {"w": jnp.asarray([step, -2.0 * step]), "n": jnp.int32(step)}
-    average, seen = value(0), {}
+    average, seen, follow = value(0), {}, EqualAverage(start=4, every=3)
     for step in range(12):  # this one makes value(step + 1)
-        average = equal_average(average, value(step + 1), jnp.int32(step), start=4, every=3)
+        average = follow(average, value(step + 1), jnp.int32(step))
         seen[step + 1] = average
     ends = {1: 1, 3: 3, 4: 4, 6: 4, 7: (4 + 7) / 2, 9: (4 + 7) / 2, 10: 7, 12: 7}
     for made, expected in ends.items():
@@ -162,11 +162,14 @@ def test_a_run_with_an_equal_average_gives_and_loads_it(tmp_path):
     "changes, message",
     [
         (dict(validation=None), "patience=2 was given without validation images; early stopping"),
-        (dict(patience=0), "patience=0; a whole number of at least 1"),
-        (dict(validation=1.0), "validation=1.0 of 1297 training images; a share that leaves"),
+        (dict(patience=0), "patience=0; expected a whole number of at least 1"),
+        (
+            dict(validation=1.0),
+            "validation=1.0 of 1297 training images; expected a share that leaves",
+        ),
         (dict(validation=random_data(9)), r"validation images are \(4, 4, 1\), training images"),
-        (dict(ema_decay=0.9, swa_start=1), "given ema_decay=0.9, swa_start=1; one is taken"),
-        (dict(watch_drop=2.0), "watch_drop=2.0; a share from 0 to 1"),
+        (dict(ema_decay=0.9, swa_start=1), "given ema_decay=0.9, swa_start=1; expected one"),
+        (dict(watch_drop=2.0), "watch_drop=2.0; expected a share from 0 to 1"),
     ],
 )
 def test_endings_that_make_no_sense_are_refused(changes, message):

@@ -12,6 +12,7 @@ from advjax.balls import Linf
 from advjax.models import Classifier, create, init
 from advjax.training import Madry, Standard
 from advjax.training.objectives.ensemble import EnsembleAdversarial
+from advjax.types import Net
 
 RNG = np.random.default_rng(0)
 X = jnp.asarray(RNG.uniform(0.2, 0.8, (6, 4, 4, 1)), jnp.float32)
@@ -40,7 +41,7 @@ def test_a_batch_has_one_source_and_all_are_equally_likely():
     keys = jax.random.split(jax.random.key(0), 6)
     candidates = np.stack([ATTACK(keys, m, X, BATCH["y"]) for m in (own, *models)])
     assert len({c.tobytes() for c in candidates}) == 3
-    craft = jax.jit(lambda k: objective.craft(k, flat_linear, weights(0), {}, BATCH)["x_adv"])
+    craft = jax.jit(lambda k: objective.craft(Net(k, flat_linear, weights(0), {}), BATCH)["x_adv"])
     count = np.zeros(3, int)
     for i in range(150):
         x_adv = np.asarray(craft(jax.random.split(jax.random.key(i), 6)))

@@ -15,6 +15,7 @@ from advjax.attacks import FGSM
 from advjax.balls import Linf
 from advjax.data import load
 from advjax.models import create
+from advjax.runs.checkpoint import steps_in
 from advjax.training import (
     CheckpointError,
     DivergedError,
@@ -25,7 +26,6 @@ from advjax.training import (
     read_config,
     read_rows,
 )
-from advjax.training.checkpoint import steps_in
 
 UNTESTED = dict(test=None, attacks={})
 
@@ -193,7 +193,7 @@ def test_a_users_module_trains_and_loads_when_it_is_given(tmp_path):
     with pytest.raises(RunError, match="not of the zoo .*Mine.*module="):
         load_classifier(tmp_path / "run")
     assert same(load_classifier(tmp_path / "run", module=Mine()), result.last.model)
-    with pytest.raises(CheckpointError, match=r"is given as float32\[.*\], float32\[7"):
+    with pytest.raises(CheckpointError, match=r"is given as float32\[.*\], expected float32\[7"):
         load_classifier(tmp_path / "run", module=Mine(width=7))
 
 
@@ -214,11 +214,11 @@ def linear(params, stats, x, *, key=None, train=False):
 @pytest.mark.parametrize(
     "changes, message",
     [
-        (dict(epochs=1), "given epochs=1, steps=30; exactly one"),
-        (dict(batch_size=0), "batch_size=0; a whole number of at least 1"),
+        (dict(epochs=1), "given epochs=1, steps=30; expected exactly one"),
+        (dict(batch_size=0), "batch_size=0; expected a whole number of at least 1"),
         (dict(batch_size=2000), "batch_size=2000; the training set has 1297"),
-        (dict(ema_decay=1.0), "ema_decay=1.0; 0 <= ema_decay < 1"),
-        (dict(module=None), "a module or apply with params"),
+        (dict(ema_decay=1.0), "ema_decay=1.0; expected 0 <= ema_decay < 1"),
+        (dict(module=None), "expected a module or apply with params"),
         (dict(module=None, apply=linear), "apply was given without params"),
         (dict(test=None), "attacks were given without test or validation images"),
     ],

@@ -9,10 +9,10 @@ from small_runs import Net, flat_linear, random_data, run_steps, step_training
 
 from advjax.balls import L2, Linf
 from advjax.data import Augment, batch_indices, to_float
+from advjax.data.streams import _ORDER
 from advjax.training import Training, fit
 from advjax.training.objectives.free import FreeAT
 from advjax.training.spec import root_keys
-from advjax.training.step import _ORDER
 
 EPS, RATE = 0.1, 0.5
 
@@ -165,7 +165,7 @@ def test_a_killed_run_goes_on_with_its_perturbation_to_the_bit(tmp_path):
     leaves = lambda result: [np.asarray(v).tobytes() for v in jax.tree.leaves(result.last.model)]
     assert leaves(resumed) == leaves(whole)
     # The carry is kept by place in the batch, so that other devices can take over.
-    from advjax.training.checkpoint import read
+    from advjax.runs.checkpoint import read
 
     arrays, record = read(tmp_path / "whole" / "checkpoints", 9)
     assert arrays["carry"].shape == (16, 4, 4, 1) and np.abs(arrays["carry"]).max() > EPS / 2
@@ -173,7 +173,7 @@ def test_a_killed_run_goes_on_with_its_perturbation_to_the_bit(tmp_path):
 
 
 def test_what_makes_no_sense_is_refused():
-    with pytest.raises(ValueError, match="FreeAT: given replays=0; a whole number"):
+    with pytest.raises(ValueError, match="FreeAT: given replays=0; expected a whole number"):
         FreeAT(Linf(EPS), replays=0)
     with pytest.raises(ValueError, match="FreeAT: given .*a finite eps"):
         FreeAT(Linf())

@@ -10,7 +10,7 @@ from advjax.attacks import FGSM
 from advjax.balls import Linf
 from advjax.training import Madry, Standard
 from advjax.training.objectives.grad_align import GradAlign
-from advjax.types import fold_in_each
+from advjax.types import Net, fold_in_each
 
 RNG = np.random.default_rng(1)
 UNIT = jax.jit(lambda: Linf(eps=1.0).sample(fold_in_each(KEYS, 2), X))()  # the draw of a neighbour
@@ -70,7 +70,7 @@ NARROW = GradAlign(Madry(FGSM(ball=Linf(eps=0.2))))
 
 
 def misalignment(apply, w, keys, x, y):
-    return NARROW.term(keys, apply, w, {}, {"x": x, "y": y})["misalignment"]
+    return NARROW.term(Net(keys, apply, w, {}), {"x": x, "y": y})["misalignment"]
 
 
 def test_images_without_a_gradient_do_not_count():
@@ -131,5 +131,7 @@ def test_no_gradient_stays_finite():
 
 
 def test_an_objective_without_an_attack_is_refused():
-    with pytest.raises(TypeError, match="GradAlign: given Standard; an objective with an attack"):
+    with pytest.raises(
+        TypeError, match="GradAlign: given Standard; expected an objective with an attack"
+    ):
         GradAlign(Standard())

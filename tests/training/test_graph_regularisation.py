@@ -166,18 +166,24 @@ def test_edges_keep_the_heaviest_neighbours():
 @pytest.mark.parametrize(
     "make, message",
     [
-        (lambda: GraphRegularization(distance="l3"), "given distance='l3'; one of l1, l2, cosine"),
-        (lambda: GraphRegularization(distance="kl"), "given kl alone; it takes sum_over_axis=-1"),
+        (
+            lambda: GraphRegularization(distance="l3"),
+            "given distance='l3'; expected one of l1, l2, cosine",
+        ),
+        (lambda: GraphRegularization(distance="kl"), "given kl alone; expected sum_over_axis=-1"),
         (
             lambda: GraphRegularization(distance="jsd", sum_over_axis=-1),
-            "given jsd of logits; it takes 'softmax'",
+            "given jsd of logits; expected transform='softmax'",
         ),
-        (lambda: GraphRegularization(sum_over_axis=0), "given sum_over_axis=0; None or -1"),
-        (lambda: nearest_neighbours(np.ones((3, 2)), 3), "given k=3; 1 to 2 is taken"),
-        (lambda: neighbours_from_edges([[0, 4]], 4, 1), "integers from 0 to 3 are taken"),
+        (
+            lambda: GraphRegularization(sum_over_axis=0),
+            "given sum_over_axis=0; expected None or -1",
+        ),
+        (lambda: nearest_neighbours(np.ones((3, 2)), 3), "given k=3; expected 1 to 2"),
+        (lambda: neighbours_from_edges([[0, 4]], 4, 1), "expected integers from 0 to 3"),
         (
             lambda: GraphRegularization()(KEYS, linear, W, {}, {"x": X, "y": Y}),
-            "given a batch of x, y; neighbours and weights are taken too",
+            "given a batch of x, y; expected neighbours and weights too",
         ),
         (lambda: neighbours_from_edges([[0, 1]], 4, 1, [0.0]), "numbers > 0, one per edge"),
     ],

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from advjax.training import hosts, read_rows
-from advjax.training.checkpoint import steps_in
+from advjax.runs import hosts, read_rows
+from advjax.runs.checkpoint import steps_in
 
 HERE = Path(__file__).parent
 
@@ -122,5 +122,5 @@ def test_another_run_in_the_folder_is_refused_by_both(tmp_path):
 
 
 def test_half_an_address_is_told():
-    with pytest.raises(ValueError, match="all three are taken"):
+    with pytest.raises(ValueError, match="expected all three"):
         hosts.join("127.0.0.1:1234")

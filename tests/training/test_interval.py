@@ -104,5 +104,5 @@ def test_training_raises_the_certified_share_of_a_deep_network():
 def test_what_cannot_work_is_refused():
     with pytest.raises(TypeError, match=r"IBP: given ball=L1.*; Linf is taken"):
         IBP(L1(0.1))
-    with pytest.raises(ValueError, match=r"kappa: given 2.0; numbers from 0 to 1 are taken"):
+    with pytest.raises(ValueError, match=r"kappa: given 2.0; expected numbers from 0 to 1"):
         IBP(Linf(0.1), kappa=2)

@@ -12,8 +12,8 @@ import jax
 import numpy as np
 import pytest
 
-from advjax.training import read_rows
-from advjax.training.checkpoint import steps_in
+from advjax.runs import read_rows
+from advjax.runs.checkpoint import steps_in
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]

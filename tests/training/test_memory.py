@@ -11,7 +11,7 @@ from advjax.data import Dataset
 from advjax.training import Standard, Training
 from advjax.training.memory import available_bytes, predicted_bytes
 from advjax.training.parallel import place, positions, replicate
-from advjax.training.run import Run
+from advjax.training.spec import root_keys
 
 PGD_2 = PGD(ball=Linf(0.1), step_size=0.05, steps=2)
 
@@ -30,14 +30,15 @@ def compiled_bytes(training):
     """Arguments and temporaries of the compiled step."""
     devices = jax.local_devices()[:1]
     step = training.step()
-    state = place(Run(training, devices, None).state, devices)
+    init_key, key, _ = root_keys(training.seed)
+    state = place(training.first_state(key, init_key), devices)
     put = lambda tree: replicate(tree, devices)
     arguments = (
-        state, positions(training.batch_size, devices), put(training.objective),
-        put(training.train.x), put(training.train.y),
+        state, positions(training.batch_size, devices), put(training.full_objective),
+        put(training.arrays()),
     )  # fmt: skip
     mapped = jax.pmap(
-        step, axis_name="batch", in_axes=(None, 0, None, None, None), out_axes=None,
+        step, axis_name="batch", in_axes=(None, 0, None, None), out_axes=None,
         devices=devices, donate_argnums=(0,),
     )  # fmt: skip
     found = mapped.lower(*arguments).compile().memory_analysis()

@@ -10,11 +10,12 @@ from advjax.training.objectives.neighbours import (
     AdversarialRegularization,
     maximize_within_unit_norm,
 )
+from advjax.types import Net
 
 
 @jax.jit
 def craft(objective, w, keys, batch):
-    return objective.craft(keys, linear, w, {}, batch)["x_adv"]
+    return objective.craft(Net(keys, linear, w, {}), batch)["x_adv"]
 
 
 step_of = jax.jit(maximize_within_unit_norm, static_argnums=1)
@@ -60,7 +61,7 @@ def test_entries_that_are_not_finite_count_as_zero():
     assert np.isinf(seen[0]) and np.isnan(seen[1])
     objective = AdversarialRegularization(step=0.1, norm="infinity")
     batch = {"x": x, "y": np.zeros(1, np.int32)}
-    crafted = jax.jit(lambda: objective.craft(KEYS[:1], broken, params, {}, batch)["x_adv"])()
+    crafted = jax.jit(lambda: objective.craft(Net(KEYS[:1], broken, params, {}), batch)["x_adv"])()
     np.testing.assert_allclose(crafted, [[0, 0, 0.4, 0.3]], atol=1e-6)
 
 
@@ -142,7 +143,10 @@ def test_no_gradient_stays_finite():
 @pytest.mark.parametrize(
     "fields, message",
     [
-        ({"norm": "linf"}, "AdversarialRegularization: given norm='linf'; 'l2', 'infinity' or"),
+        (
+            {"norm": "linf"},
+            "AdversarialRegularization: given norm='linf'; expected 'l2', 'infinity' or",
+        ),
         ({"iterations": 0}, "AdversarialRegularization: given iterations=0"),
         ({"step": -1.0}, "AdversarialRegularization: given step=-1"),
     ],

@@ -159,8 +159,8 @@ def test_a_run_killed_twice_goes_on_to_the_same_bits(tmp_path, three):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"rounds": 0}, "rounds=0; a whole number >= 1"),
-        ({"new": 1.5}, "new=1.5; a share"),
+        ({"rounds": 0}, "rounds=0; expected a whole number >= 1"),
+        ({"new": 1.5}, "new=1.5; expected a share"),
         ({"change": 0.1}, "change=0.1 without held-out images"),
         ({"malicious": [0, 32]}, r"from 0 to 31, or a mask \[32\]"),
         ({"malicious": np.zeros(32, bool)}, "at least one position"),
@@ -173,7 +173,7 @@ def test_bad_input_is_refused(settings, message):
 
 
 def test_what_cannot_be_retrained_is_refused():
-    with pytest.raises(TypeError, match="attack=str; an advjax attack is taken"):
+    with pytest.raises(TypeError, match="attack=str; expected an advjax attack"):
         run("fgsm")
     neighbours = (np.zeros((32, 1), int), np.ones((32, 1), np.float32))
     with pytest.raises(ValueError, match="neighbours"):

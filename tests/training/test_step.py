@@ -12,11 +12,12 @@ from small_runs import random_data, run_steps, step_training
 from advjax.attacks import FGSM, PGD
 from advjax.balls import Linf
 from advjax.data import Augment, batch_indices, to_float
+from advjax.data.streams import _ORDER, Batches
+from advjax.runs.state import create_state
 from advjax.training import Madry, Standard
 from advjax.training.parallel import parallel, positions, replicate
 from advjax.training.spec import root_keys
-from advjax.training.state import create_state
-from advjax.training.step import _ORDER, make_step
+from advjax.training.step import make_step
 
 EPS = 0.1
 
@@ -121,15 +122,15 @@ def test_the_state_is_donated_and_the_callers_arrays_live_on(data):
     params, stats = training.variables(root_keys(0)[0])
     state = create_state(params, stats, training.optimizer, jax.random.key(0), averaged=False)
     placed = replicate(state, devices)
-    step = parallel(make_step(training.network(), training.optimizer, batch_size=16), devices)
+    step = parallel(make_step(training.network(), training.optimizer, Batches(16)), devices)
     put = lambda tree: replicate(tree, devices)
-    step(placed, positions(16, devices), put(Standard()), put(data.x), put(data.y))
+    step(placed, positions(16, devices), put(Standard()), put(training.arrays()))
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(placed.params))
     assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(params))
 
 
 def test_a_batch_that_the_devices_cannot_share_is_refused():
-    with pytest.raises(ValueError, match="batch_size=10 on 8 devices; a multiple of 8 is taken"):
+    with pytest.raises(ValueError, match="batch_size=10 on 8 devices; expected a multiple of 8"):
         positions(10, jax.local_devices())
 
 
@@ -137,7 +138,7 @@ def test_objective_numbers_are_data_and_another_eps_is_no_new_trace(data):
     devices = jax.local_devices()[:1]
     training = step_training(data, module=Foreign(), objective=MADRY)
     traces = []
-    inner = make_step(training.network(), training.optimizer, batch_size=16)
+    inner = make_step(training.network(), training.optimizer, Batches(16))
 
     def counted(*args):
         traces.append(None)
@@ -150,8 +151,8 @@ def test_objective_numbers_are_data_and_another_eps_is_no_new_trace(data):
     for eps in (0.05, 0.1, 0.2):
         objective = Madry(attack=PGD(ball=Linf(eps=eps), steps=2, best=False))
         state = create_state(params, stats, training.optimizer, jax.random.key(0), averaged=False)
-        _, metrics = step(put(state), positions(16, devices), put(objective), put(data.x),
-                          put(data.y))  # fmt: skip
+        _, metrics = step(put(state), positions(16, devices), put(objective),
+                          put(training.arrays()))  # fmt: skip
         losses.append(float(metrics["loss"]))
     assert len(traces) == 1
     assert losses == sorted(losses) and losses[0] < losses[-1]

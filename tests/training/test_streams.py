@@ -144,15 +144,18 @@ def test_neighbours_follow_their_images_into_a_split():
     [
         (dict(unlabelled=random_data(70, (5, 4, 1))), r"unlabelled images are \(5, 4, 1\), train"),
         (dict(unlabelled_ratio=5), "a batch takes 80 unlabelled images; there are 70"),
-        (dict(unlabelled_ratio=0), "unlabelled_ratio=0; a whole number of at least 1"),
+        (dict(unlabelled_ratio=0), "unlabelled_ratio=0; expected a whole number of at least 1"),
         (
             dict(neighbours=(INDEX[:9], WEIGHTS[:9])),
             r"given an index of int32\[9, 3\]; .*\[40, n\]",
         ),
-        (dict(neighbours=(WEIGHTS, WEIGHTS)), r"given an index of float32\[40, 3\]; whole"),
+        (
+            dict(neighbours=(WEIGHTS, WEIGHTS)),
+            r"given an index of float32\[40, 3\]; expected whole",
+        ),
         (
             dict(neighbours=(INDEX + 5, WEIGHTS)),
-            "the index runs from 4 to 112; -1 for .* 0 to 109, for",
+            "the index runs from 4 to 112; expected -1 for .* 0 to 109, for",
         ),
         (dict(neighbours=(INDEX, WEIGHTS[:, :2])), r"given weights \[40, 2\]; .*shape \[40, 3\]"),
         (dict(neighbours=(INDEX, -WEIGHTS)), "finite numbers >= 0"),

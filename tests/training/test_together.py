@@ -19,7 +19,7 @@ from advjax import L2, TRADES, FreeAT, Linf, Madry, load_classifier
 from advjax.attacks import FGSM, PGD
 from advjax.models import create
 from advjax.training import DivergedError, Standard, Stopped, fit, fit_together, read_rows, together
-from advjax.training.program import program_of
+from advjax.training.compiled import program_of
 
 SGD = optax.inject_hyperparams(optax.sgd)
 RATES = (0.05, 0.1, 0.2)
@@ -99,9 +99,9 @@ def test_one_that_stops_early_is_done(tmp_path):
 
 def test_those_that_go_on_are_made_a_smaller_group(monkeypatch, tmp_path):
     sizes = []
-    train = together._Group.train
+    train = together._train_group
     monkeypatch.setattr(
-        together._Group, "train", lambda self, d: (sizes.append(len(self.runs)), train(self, d))[1]
+        together, "_train_group", lambda runs, d: (sizes.append(len(runs)), train(runs, d))[1]
     )
     rates, steps = (0.05, 0.1, 0.15, 0.2, 0.25), (10, 20, 20, None, None)
     several = [

@@ -9,6 +9,7 @@ from linear_net import BATCH, KEYS, W, X, Y, linear, softmax
 from linear_net import run_crafting as run
 from small_runs import Net
 
+from advjax import types
 from advjax.attacks import FGSM, PGD, Square
 from advjax.balls import Linf
 from advjax.losses import kl_divergence
@@ -84,7 +85,7 @@ def test_crafted_in_evaluation_mode_and_trained_by_a_pass_each():
     def kept_and_expected(params, stats):
         objective = TRADES(ATTACK)
         kept = objective(KEYS, spy, params, stats, BATCH)[1].stats
-        near = objective.craft(KEYS, apply, params, stats, BATCH)["x_adv"]
+        near = objective.craft(types.Net(KEYS, apply, params, stats), BATCH)["x_adv"]
         for images in (X, near):
             stats = apply(params, stats, images, key=KEYS[0], train=True)[1]
         return kept, dict(stats)

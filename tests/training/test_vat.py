@@ -194,7 +194,10 @@ def test_the_clean_answers_are_computed_once():
         ({"eps": -1.0}, "VAT: given eps=-1"),
         ({"xi": 0.0}, "VAT: given xi=0"),
         ({"iterations": 1.5}, "VAT: given iterations=1.5"),
-        ({"statistics": "both"}, "VAT: given statistics='both'; 'labelled' or 'unlabelled' is"),
+        (
+            {"statistics": "both"},
+            "VAT: given statistics='both'; expected 'labelled' or 'unlabelled'",
+        ),
     ],
 )
 def test_numbers_out_of_range_are_refused(fields, message):

@@ -1,4 +1,4 @@
-"""What objectives share: the pieces of a loss, and the draws of one example kept apart."""
+"""What objectives share: the pieces of a loss, its passes, and the search by an attack."""
 
 from __future__ import annotations
 
@@ -8,13 +8,75 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from advjax.attacks import PGD
 from advjax.balls import concrete
 from advjax.losses import cross_entropy
 from advjax.training.apply import Bound
-from advjax.types import Apply, Array, ArrayLike, Aux, Key, fold_in_each
+from advjax.training.objectives.crafting import Crafting
+from advjax.types import (
+    ATTACK,
+    NOISE,
+    Array,
+    ArrayLike,
+    Aux,
+    Key,
+    Net,
+    as_objective,
+    fold_in_each,
+    replace,
+)
 
-# Tags that keep the draws of one example apart.
-ATTACK, DROPOUT, NOISE = 0, 1, 2
+_SECOND = 3  # the tag of a second pass, whose dropout is its own
+
+
+class Scheduled(Crafting):
+    """An objective that crafts by an ``attack``, whose budget ``eps_schedule`` scales. Abstract."""
+
+    attack: Any
+    eps_schedule: Any
+
+    def at(self, step: Array) -> Any:
+        """The objective of one step, the schedule evaluated."""
+        if self.eps_schedule is None:
+            return self
+        attack = self.attack.scaled(self.eps_schedule(step))
+        return replace(self, attack=attack, eps_schedule=None)  # type: ignore[type-var]
+
+    def threat(self) -> Any:
+        return getattr(self.attack, "ball", None)
+
+
+class Around(Crafting):
+    """An objective around another one, whose schedule and crafting it has. Abstract.
+
+    Attributes:
+      objective: the other one; one that carries a state from step to step is refused.
+    """
+
+    objective: Any
+
+    @property
+    def inner(self) -> Any:
+        """The other one, with every hook of an ``Objective``."""
+        return as_objective(self.objective)
+
+    def check(self) -> None:
+        if self.inner.carries:
+            raise TypeError(
+                f"{type(self).__name__}: given {type(self.objective).__name__}; "
+                "expected an objective that carries no state from step to step"
+            )
+
+    def at(self, step: Array) -> Any:
+        inner = self.inner
+        now = inner.at(step)
+        return self if now is inner else replace(self, objective=now)  # type: ignore[type-var]
+
+    def craft(self, net: Net, batch: Mapping[str, Array]) -> dict[str, Array]:
+        return self.inner.craft(net, batch)
+
+    def threat(self) -> Any:
+        return self.inner.threat()
 
 
 def smoothed_cross_entropy(logits: Array, y: Array, smoothing: ArrayLike) -> Array:
@@ -30,72 +92,103 @@ def accuracy(logits: Array, y: Array) -> Array:
     return jnp.mean(jnp.argmax(logits, axis=-1) == y, dtype=jnp.float32)
 
 
+def accuracies(clean: Array, robust: Array, y: Array) -> dict[str, Array]:
+    """The metrics ``clean_accuracy`` and ``robust_accuracy``."""
+    return {"clean_accuracy": accuracy(clean, y), "robust_accuracy": accuracy(robust, y)}
+
+
 def check_fraction(name: str, value: Any) -> None:
     """Raises ValueError unless the number, where it is known, lies in [0, 1]."""
     value = concrete(value)
     if value is not None and not ((value >= 0) & (value <= 1)).all():
-        raise ValueError(f"{name}: given {value.tolist()}; numbers from 0 to 1 are taken")
+        raise ValueError(f"{name}: given {value.tolist()}; expected numbers from 0 to 1")
 
 
-def frozen(apply: Apply, params: Any, stats: Any, key: Key | None = None) -> Bound:
+def check_pgd(objective: str, attack: Any) -> None:
+    """Raises unless the attack is an untargeted ``PGD``, whose start and loss can be chosen."""
+    if not isinstance(attack, PGD) or attack.targeted:
+        raise TypeError(f"{objective}: given attack={attack!r}; expected an untargeted PGD")
+
+
+def check_batch(objective: str, batch: Mapping[str, Array], *names: str) -> None:
+    """Raises unless the batch has these."""
+    if not batch.keys() >= set(names):
+        raise ValueError(
+            f"{objective}: given a batch of {', '.join(batch)}; expected {' and '.join(names)} too"
+        )
+
+
+def frozen(net: Net, key: Key | None = None) -> Bound:
     """The network as an attack sees it; no gradient flows to its parameters.
 
     In evaluation mode, or with the keys of dropout in training mode.
     """
-    params = jax.lax.stop_gradient(params)
-    return Bound(params=params, stats=stats, key=key, apply=apply, train=key is not None)
+    params = jax.lax.stop_gradient(net.params)
+    train = key is not None
+    return Bound(params=params, stats=net.stats, key=key, apply=net.apply, train=train)
 
 
-def training_pass(key: Key, apply: Apply, params: Any, stats: Any, x: Array) -> tuple[Array, Any]:
-    """Logits and new stats of the pass that is differentiated."""
-    return apply(params, stats, x, key=fold_in_each(key, DROPOUT), train=True)
+def noise_like(key: Key, x: Array) -> Array:
+    """``N(0, 1)`` of the shape of the images, each from its own key."""
+    draw = lambda k: jax.random.normal(k, x.shape[1:], x.dtype)
+    return jax.vmap(draw)(fold_in_each(key, NOISE))
 
 
-def axis_of(apply: Apply) -> str | None:
-    """The mapped axis that the batch is split over, where a mean over it is not the step's own."""
-    return getattr(apply, "axis_name", None)
+def pgd_from_noise(key: Key, attack: PGD, model: Any, x: Array, y: Array, sigma: Any) -> Array:
+    """The last iterate of the attack from ``x + sigma N(0, 1)``, whatever start it has itself."""
+    attack = replace(attack, random_start=False, best=False)
+    noise = noise_like(key, x)
+    state = attack.init(fold_in_each(key, ATTACK), model, x, y)
+    state = replace(state, x_adv=x + sigma * noise)
+    step = lambda i, state: attack.step(i, state, model, x, y)
+    state = jax.lax.fori_loop(0, attack.steps, step, state)
+    return jax.lax.stop_gradient(attack.finish(state, model, x, y, record=False).x_adv)
 
 
-def batch_key(key: Key, apply: Apply) -> Key:
+def batch_key(net: Net) -> Key:
     """One key for the whole batch, the first example's, on every device that has a part of it."""
-    axis = axis_of(apply)
-    if axis is None:
-        return key[0]
-    first = jax.lax.all_gather(jax.random.key_data(key[0]), axis)[0]
-    return jax.random.wrap_key_data(first, impl=jax.random.key_impl(key))
+    if net.axis is None:
+        return net.key[0]
+    first = jax.lax.all_gather(jax.random.key_data(net.key[0]), net.axis)[0]
+    return jax.random.wrap_key_data(first, impl=jax.random.key_impl(net.key))
 
 
 def attacked_loss(
-    key: Key,
-    apply: Apply,
-    params: Any,
-    stats: Any,
+    net: Net,
     batch: Mapping[str, Array],
     clean_weight: ArrayLike | None,
     label_smoothing: ArrayLike,
 ) -> tuple[Array, Aux]:
     """``alpha L(x) + (1 - alpha) L(x_adv)``, or ``L(x_adv)`` for None, with the accuracies."""
     x, x_adv, y = batch["x"], batch["x_adv"], batch["y"]
+    mean = lambda logits: jnp.mean(smoothed_cross_entropy(logits, y, label_smoothing))
     if clean_weight is None:
-        logits, stats = training_pass(key, apply, params, stats, x_adv)
-        loss = jnp.mean(smoothed_cross_entropy(logits, y, label_smoothing))
-        return loss, Aux(stats=stats, metrics={"robust_accuracy": accuracy(logits, y)})
-    clean, robust, stats = paired_pass(key, apply, params, stats, x, x_adv)
-    loss = clean_weight * jnp.mean(smoothed_cross_entropy(clean, y, label_smoothing)) + (
-        1 - clean_weight
-    ) * jnp.mean(smoothed_cross_entropy(robust, y, label_smoothing))
-    metrics = {"robust_accuracy": accuracy(robust, y), "clean_accuracy": accuracy(clean, y)}
-    return loss, Aux(stats=stats, metrics=metrics)
+        logits, stats = net(x_adv)
+        return mean(logits), Aux(stats=stats, metrics={"robust_accuracy": accuracy(logits, y)})
+    clean, robust, stats = paired_pass(net, x, x_adv)
+    loss = clean_weight * mean(clean) + (1 - clean_weight) * mean(robust)
+    return loss, Aux(stats=stats, metrics=accuracies(clean, robust, y))
 
 
-def paired_pass(
-    key: Key, apply: Apply, params: Any, stats: Any, x: Array, x_adv: Array
-) -> tuple[Array, Array, Any]:
+def paired_pass(net: Net, x: Array, x_adv: Array) -> tuple[Array, Array, Any]:
     """Logits of both and new stats, from one pass of 2B images, so BatchNorm sees the mixture.
 
     The two alternate: an image's place in the batch is then the same however many devices share
     it, and so is its dropout.
     """
     both = jnp.stack([x, x_adv], axis=1).reshape(-1, *x.shape[1:])
-    logits, stats = training_pass(key, apply, params, stats, both)
+    logits, stats = net(both)
     return logits[0::2], logits[1::2], stats
+
+
+def both_passes(net: Net, x: Array, x_adv: Array, paired: bool) -> tuple[Array, Array, Any]:
+    """Logits of clean and perturbed images and the new stats.
+
+    As published a pass each, so that BatchNorm normalises either by its own statistics and the
+    running ones take in first the clean, then the perturbed batch; ``paired`` is one pass of both.
+    """
+    if paired:
+        return paired_pass(net, x, x_adv)
+    clean, stats = net(x)
+    robust, stats = replace(net, key=fold_in_each(net.key, _SECOND), stats=stats)(x_adv)
+    return clean, robust, stats

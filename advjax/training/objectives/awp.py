@@ -11,13 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from advjax.balls import concrete
-from advjax.training.objectives._shared import axis_of
-from advjax.training.objectives.crafting import Crafting
-from advjax.types import Apply, Array, ArrayLike, Aux, Key, Objective, pytree, replace
+from advjax.training.objectives._shared import Around
+from advjax.types import Array, ArrayLike, Aux, Net, pytree, replace
 
 
 @pytree
-class AWP(Crafting):
+class AWP(Around):
     """Any objective at the worst parameters nearby (Wu, Xia and Wang 2020, section 4).
 
     Inputs are crafted once, with the parameters as they are. Then every tensor of more than one
@@ -39,50 +38,32 @@ class AWP(Crafting):
       warmup: steps without perturbation at the start. Published: 0, ten epochs for ``TRADES``.
     """
 
-    objective: Objective = dataclasses.field(kw_only=False)
+    objective: Any = dataclasses.field(kw_only=False)
     gamma: ArrayLike = 0.01
     warmup: ArrayLike = 0.0
 
     def check(self) -> None:
-        if hasattr(self.objective, "start"):
-            raise TypeError(
-                f"AWP: given {type(self.objective).__name__}; "
-                "an objective that carries no state from step to step is taken"
-            )
+        super().check()
         for name in ("gamma", "warmup"):
             value = concrete(getattr(self, name))
             if value is not None and not ((value >= 0) & np.isfinite(value)).all():
                 raise ValueError(
-                    f"AWP: given {name}={value.tolist()}; finite numbers >= 0 are taken"
+                    f"AWP: given {name}={value.tolist()}; expected finite numbers >= 0"
                 )
 
     def at(self, step: Array) -> AWP:
-        """The objective of one step."""
-        objective = self.objective
-        if hasattr(objective, "at"):
-            objective = objective.at(step)
+        """The objective of one step, the schedules evaluated."""
         gamma = jnp.where(step < self.warmup, 0.0, self.gamma)
-        return replace(self, objective=objective, gamma=gamma, warmup=0.0)
+        return replace(super().at(step), gamma=gamma, warmup=0.0)
 
-    def craft(
-        self, key: Key, apply: Apply, params: Any, stats: Any, batch: Mapping[str, Array]
-    ) -> dict[str, Array]:
-        if isinstance(self.objective, Crafting):
-            return self.objective.craft(key, apply, params, stats, batch)
-        return dict(batch)
-
-    def loss(
-        self, key: Key, apply: Apply, params: Any, stats: Any, batch: Mapping[str, Array]
-    ) -> tuple[Array, Aux]:
-        objective = self.objective
-        loss = objective.loss if isinstance(objective, Crafting) else objective
-        fixed = jax.lax.stop_gradient(params)
-        gradient = jax.grad(lambda p: loss(key, apply, p, stats, batch)[0])(fixed)
-        axis = axis_of(apply)
-        if axis is not None:
-            gradient = jax.lax.pmean(gradient, axis)
-        worst = jax.tree.map(lambda p, v: p + v, params, perturbation(fixed, gradient, self.gamma))
-        return loss(key, apply, worst, stats, batch)
+    def loss(self, net: Net, batch: Mapping[str, Array]) -> tuple[Array, Aux]:
+        loss = lambda params: self.inner.loss(replace(net, params=params), batch)
+        fixed = jax.lax.stop_gradient(net.params)
+        gradient = jax.grad(lambda params: loss(params)[0])(fixed)
+        if net.axis is not None:
+            gradient = jax.lax.pmean(gradient, net.axis)
+        move = perturbation(fixed, gradient, self.gamma)
+        return loss(jax.tree.map(lambda p, v: p + v, net.params, move))
 
 
 def perturbation(params: Any, direction: Any, gamma: ArrayLike) -> Any:

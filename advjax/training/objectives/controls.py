@@ -12,18 +12,13 @@ import jax.numpy as jnp
 
 from advjax.attacks._checks import check_number
 from advjax.losses import cross_entropy
-from advjax.training.objectives._shared import (
-    DROPOUT,
-    NOISE,
-    accuracy,
-    training_pass,
-)
+from advjax.training.objectives._shared import Around, accuracy, noise_like
 from advjax.training.objectives.crafting import Crafting
 from advjax.training.objectives.standard import Standard
-from advjax.types import Apply, Array, ArrayLike, Aux, Key, fold_in_each, pytree, replace
+from advjax.types import Array, ArrayLike, Aux, Net, pytree, replace
 
 
-class Regularised(Crafting):
+class Regularised(Around):
     """An objective and a weighted term added to its loss. Abstract.
 
     Attributes:
@@ -35,55 +30,26 @@ class Regularised(Crafting):
     weight: ArrayLike
 
     def check(self) -> None:
-        name = type(self).__name__
-        check_number(name, "weight", self.weight, zero=True)
-        if hasattr(self.objective, "start"):
-            raise TypeError(
-                f"{name}: given {type(self.objective).__name__}; "
-                "an objective that carries no state from step to step is taken"
-            )
+        check_number(type(self).__name__, "weight", self.weight, zero=True)
+        super().check()
 
     @abc.abstractmethod
-    def term(
-        self, key: Key, apply: Apply, params: Any, stats: Any, batch: Mapping[str, Array]
-    ) -> dict[str, Array]:
+    def term(self, net: Net, batch: Mapping[str, Array]) -> dict[str, Array]:
         """``{name: mean of the term over the batch}``, one entry."""
 
-    def at(self, step: Array) -> Any:
-        """The whole at one step: the objective's schedule is evaluated."""
-        if not hasattr(self.objective, "at"):
-            return self
-        return replace(self, objective=self.objective.at(step))  # type: ignore[type-var]
-
-    def craft(
-        self, key: Key, apply: Apply, params: Any, stats: Any, batch: Mapping[str, Array]
-    ) -> dict[str, Array]:
-        if not isinstance(self.objective, Crafting):
-            return dict(batch)
-        return self.objective.craft(key, apply, params, stats, batch)
-
-    def loss(
-        self, key: Key, apply: Apply, params: Any, stats: Any, batch: Mapping[str, Array]
-    ) -> tuple[Array, Aux]:
-        crafts = isinstance(self.objective, Crafting)
-        inner = self.objective.loss if crafts else self.objective
-        loss, aux = inner(key, apply, params, stats, batch)
-        term = self.term(key, apply, params, stats, batch)
+    def loss(self, net: Net, batch: Mapping[str, Array]) -> tuple[Array, Aux]:
+        loss, aux = self.inner.loss(net, batch)
+        term = self.term(net, batch)
         (value,) = term.values()
         return loss + self.weight * value, replace(aux, metrics={**aux.metrics, **term})
 
 
-def input_gradient(key: Key, apply: Apply, params: Any, stats: Any, x: Array, y: Array) -> Array:
+def input_gradient(net: Net, x: Array, y: Array) -> Array:
     """Each image's gradient of its cross-entropy, ``[B, ...]``, differentiable once more.
 
     The network is that of the training pass, with its dropout and the statistics of this batch.
     """
-
-    def total(x: Array) -> Array:
-        logits, _ = apply(params, stats, x, key=fold_in_each(key, DROPOUT), train=True)
-        return jnp.sum(cross_entropy(logits, y))
-
-    return jax.grad(total)(x)
+    return jax.grad(lambda x: jnp.sum(cross_entropy(net(x)[0], y)))(x)
 
 
 @pytree
@@ -104,11 +70,9 @@ class GradientPenalty(Regularised):
     objective: Any = dataclasses.field(kw_only=False, default_factory=Standard)
     weight: ArrayLike = 1.0
 
-    def term(
-        self, key: Key, apply: Apply, params: Any, stats: Any, batch: Mapping[str, Array]
-    ) -> dict[str, Array]:
+    def term(self, net: Net, batch: Mapping[str, Array]) -> dict[str, Array]:
         x = batch["x"]
-        grad = input_gradient(key, apply, params, stats, x, batch["y"])
+        grad = input_gradient(net, x, batch["y"])
         return {"gradient_penalty": jnp.sum(grad**2) / x.shape[0]}
 
 
@@ -132,19 +96,13 @@ class LogitSqueezing(Crafting):
         check_number("LogitSqueezing", "weight", self.weight, zero=True)
         check_number("LogitSqueezing", "sigma", self.sigma, zero=True)
 
-    def craft(
-        self, key: Key, apply: Apply, params: Any, stats: Any, batch: Mapping[str, Array]
-    ) -> dict[str, Array]:
-        del apply, params, stats
+    def craft(self, net: Net, batch: Mapping[str, Array]) -> dict[str, Array]:
         x = batch["x"]
-        draw = lambda k: jax.random.normal(k, x.shape[1:], x.dtype)
-        return {**batch, "x_noisy": x + self.sigma * jax.vmap(draw)(fold_in_each(key, NOISE))}
+        return {**batch, "x_noisy": x + self.sigma * noise_like(net.key, x)}
 
-    def loss(
-        self, key: Key, apply: Apply, params: Any, stats: Any, batch: Mapping[str, Array]
-    ) -> tuple[Array, Aux]:
+    def loss(self, net: Net, batch: Mapping[str, Array]) -> tuple[Array, Aux]:
         y = batch["y"]
-        logits, stats = training_pass(key, apply, params, stats, batch["x_noisy"])
+        logits, stats = net(batch["x_noisy"])
         squared = jnp.mean(jnp.sum(logits.astype(jnp.float32) ** 2, axis=-1))
         loss = jnp.mean(cross_entropy(logits, y)) + self.weight * squared
         metrics = {"clean_accuracy": accuracy(logits, y), "squared_logits": squared}

@@ -14,8 +14,19 @@ import jax.numpy as jnp
 
 from advjax.attacks._checks import check_number
 from advjax.losses import cross_entropy
-from advjax.training.objectives._shared import accuracy, training_pass
-from advjax.types import Apply, Array, ArrayLike, Aux, Key, pytree, replace, static
+from advjax.training.objectives._shared import accuracy, check_batch
+from advjax.types import (
+    Apply,
+    Array,
+    ArrayLike,
+    Aux,
+    Key,
+    Net,
+    Objective,
+    pytree,
+    replace,
+    static,
+)
 
 
 def dann_factor(progress: ArrayLike, gamma: ArrayLike = 10.0) -> Array:
@@ -39,7 +50,7 @@ def dann_learning_rate(
 
 
 @pytree
-class DANN:
+class DANN(Objective):
     """Domain-adversarial training (Ganin et al. 2016).
 
     ``cross_entropy(label of x) + weight (domain loss of x + domain loss of u)``: a head ``domain``
@@ -72,7 +83,7 @@ class DANN:
             check_number("DANN", "total_steps", self.total_steps)
 
     def at(self, step: Array) -> DANN:
-        """The objective of one step: the schedule is evaluated and gone."""
+        """The objective of one step, the schedule evaluated."""
         if self.total_steps is None:
             return self
         factor = self.factor * dann_factor(step / self.total_steps)
@@ -81,19 +92,16 @@ class DANN:
     def __call__(
         self, key: Key, apply: Apply, params: Any, stats: Any, batch: Mapping[str, Array]
     ) -> tuple[Array, Aux]:
-        if "unlabelled" not in batch:
-            raise ValueError(
-                f"DANN: given a batch of {', '.join(batch)}; unlabelled images are taken too"
-            )
+        check_batch("DANN", batch, "unlabelled")
         x, y, u = batch["x"], batch["y"], batch["unlabelled"]
         # An image's place, and so its dropout, is the same however many devices share the batch.
         grouped = jnp.concatenate([x[:, None], u.reshape(len(x), -1, *x.shape[1:])], axis=1)
         images = grouped.reshape(-1, *x.shape[1:])
         stats = _set_reversal(stats, self.factor)
-        heads, stats = training_pass(key, apply, params, stats, images)
+        heads, stats = Net(key, apply, params, stats)(images)
         label, domain = _head(heads, "label"), _head(heads, "domain")
         if domain.shape[1:] != (1,):
-            raise ValueError(f"DANN: given a domain head {domain.shape}; one output is taken")
+            raise ValueError(f"DANN: given a domain head {domain.shape}; expected one output")
         label = label.reshape(*grouped.shape[:2], -1)[:, 0]
         domain = domain.astype(jnp.float32).reshape(grouped.shape[:2])  # positive says u
         source, target = domain[:, 0], domain[:, 1:]
@@ -109,7 +117,7 @@ class DANN:
 
 
 @pytree
-class MultiTask:
+class MultiTask(Objective):
     """Mean cross-entropy of several heads: ``label``, and others whose labels follow from it.
 
     The network's training pass returns a mapping of heads (Caruana 1997). Several tasks on one data
@@ -131,14 +139,14 @@ class MultiTask:
         tables = tuple((name, tuple(labels)) for name, labels in dict(self.tables).items())
         if not tables or not all(isinstance(v, int) for _, labels in tables for v in labels):
             raise ValueError(
-                f"MultiTask: given tables={self.tables!r}; head names with integers are taken"
+                f"MultiTask: given tables={self.tables!r}; expected head names with integers"
             )
         object.__setattr__(self, "tables", tables)
 
     def __call__(
         self, key: Key, apply: Apply, params: Any, stats: Any, batch: Mapping[str, Array]
     ) -> tuple[Array, Aux]:
-        heads, stats = training_pass(key, apply, params, stats, batch["x"])
+        heads, stats = Net(key, apply, params, stats)(batch["x"])
         y, label = batch["y"], _head(heads, "label")
         loss = jnp.mean(cross_entropy(label, y))
         metrics = {"clean_accuracy": accuracy(label, y)}
@@ -146,7 +154,7 @@ class MultiTask:
             if len(labels) != label.shape[-1]:
                 raise ValueError(
                     f"MultiTask: given {len(labels)} labels of {name}; "
-                    f"{label.shape[-1]}, one per class, are taken"
+                    f"expected {label.shape[-1]}, one per class"
                 )
             task = jnp.asarray(labels, jnp.int32)[y]
             loss += self.weight * jnp.mean(cross_entropy(_head(heads, name), task))
@@ -157,7 +165,7 @@ class MultiTask:
 def _head(heads: Any, name: str) -> Array:
     if not isinstance(heads, Mapping) or name not in heads:
         given = ", ".join(heads) if isinstance(heads, Mapping) else type(heads).__name__
-        raise TypeError(f"the network returned {given}; a mapping with the head {name} is taken")
+        raise TypeError(f"the network returned {given}; expected a mapping with the head {name}")
     return heads[name]
 
 
@@ -173,5 +181,5 @@ def _set_reversal(stats: Any, factor: ArrayLike) -> Any:
 
     stats = jax.tree.map_with_path(put, stats)
     if not found:
-        raise ValueError("DANN: given a network without a variable named reversal; one is taken")
+        raise ValueError("DANN: given a network without a variable named reversal; expected one")
     return stats

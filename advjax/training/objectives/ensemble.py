@@ -11,14 +11,13 @@ import jax
 
 from advjax.attacks import Attack
 from advjax.training.objectives._shared import (
-    ATTACK,
     attacked_loss,
     batch_key,
     check_fraction,
     frozen,
 )
 from advjax.training.objectives.crafting import Crafting
-from advjax.types import Apply, Array, ArrayLike, Aux, Key, as_model, fold_in_each, pytree
+from advjax.types import ATTACK, Array, ArrayLike, Aux, Key, Net, as_model, fold_in_each, pytree
 
 _SOURCE = 3  # the tag of the draw of the batch's source
 
@@ -52,27 +51,22 @@ class EnsembleAdversarial(Crafting):
         check_fraction("clean_weight", self.clean_weight)
         if not self.models:
             raise ValueError(
-                "EnsembleAdversarial: given no models; at least one finished model is taken"
+                "EnsembleAdversarial: given no models; expected at least one finished model"
             )
         object.__setattr__(self, "models", tuple(map(as_model, self.models)))
 
-    def craft(
-        self, key: Key, apply: Apply, params: Any, stats: Any, batch: Mapping[str, Array]
-    ) -> dict[str, Array]:
-        sources = (frozen(apply, params, stats), *self.models)
-        drawn = jax.random.randint(
-            jax.random.fold_in(batch_key(key, apply), _SOURCE), (), 0, len(sources)
-        )
+    def craft(self, net: Net, batch: Mapping[str, Array]) -> dict[str, Array]:
+        sources = (frozen(net), *self.models)
+        drawn = jax.random.randint(jax.random.fold_in(batch_key(net), _SOURCE), (), 0, len(sources))
         on = [partial(self._attacked, model) for model in sources]
-        x_adv = jax.lax.switch(drawn, on, fold_in_each(key, ATTACK), batch["x"], batch["y"])
+        x_adv = jax.lax.switch(drawn, on, fold_in_each(net.key, ATTACK), batch["x"], batch["y"])
         return {**batch, "x_adv": jax.lax.stop_gradient(x_adv)}
+
+    def threat(self) -> Any:
+        return getattr(self.attack, "ball", None)
 
     def _attacked(self, model: Any, key: Key, x: Array, y: Array) -> Array:
         return self.attack(key, model, x, y)
 
-    def loss(
-        self, key: Key, apply: Apply, params: Any, stats: Any, batch: Mapping[str, Array]
-    ) -> tuple[Array, Aux]:
-        return attacked_loss(
-            key, apply, params, stats, batch, self.clean_weight, self.label_smoothing
-        )
+    def loss(self, net: Net, batch: Mapping[str, Array]) -> tuple[Array, Aux]:
+        return attacked_loss(net, batch, self.clean_weight, self.label_smoothing)

@@ -10,17 +10,12 @@ import jax
 import jax.numpy as jnp
 
 from advjax.balls import Ball, check_finite
-from advjax.training.objectives._shared import (
-    accuracy,
-    check_fraction,
-    smoothed_cross_entropy,
-    training_pass,
-)
-from advjax.types import Apply, Array, ArrayLike, Aux, Key, pytree, static
+from advjax.training.objectives._shared import accuracy, check_fraction, smoothed_cross_entropy
+from advjax.types import Apply, Array, ArrayLike, Aux, Key, Net, Objective, pytree, static
 
 
 @pytree
-class FreeAT:
+class FreeAT(Objective):
     """Adversarial training for the price of none (Shafahi et al. 2019, algorithm 1).
 
     Every minibatch is trained on ``replays`` (m) times in a row. One backward pass gives the
@@ -63,7 +58,7 @@ class FreeAT:
         check_fraction("label_smoothing", self.label_smoothing)
         if not isinstance(self.replays, int) or self.replays < 1:
             raise ValueError(
-                f"FreeAT: given replays={self.replays!r}; a whole number of at least 1 is taken"
+                f"FreeAT: given replays={self.replays!r}; expected a whole number of at least 1"
             )
 
     def start(self, shape: tuple[int, ...]) -> Array:
@@ -82,6 +77,6 @@ class FreeAT:
         x_adv = jnp.clip(moved, *self.ball.bounds)
         if self.straight_through:  # plus zero, whose gradient is one
             x_adv = jax.lax.stop_gradient(x_adv) + (moved - jax.lax.stop_gradient(moved))
-        logits, stats = training_pass(key, apply, params, stats, x_adv)
+        logits, stats = Net(key, apply, params, stats)(x_adv)
         loss = jnp.mean(smoothed_cross_entropy(logits, y, self.label_smoothing))
         return loss, Aux(stats=stats, metrics={"robust_accuracy": accuracy(logits, y)})

@@ -9,10 +9,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from advjax.training.objectives._shared import NOISE, axis_of
 from advjax.training.objectives.controls import Regularised, input_gradient
 from advjax.training.objectives.graph import sum_by_nonzero_weights
-from advjax.types import Apply, Array, ArrayLike, Key, fold_in_each, pytree
+from advjax.types import NOISE, Array, ArrayLike, Net, fold_in_each, pytree, replace
 
 _SMALLEST = 1e-30  # a gradient's largest entry from which on it counts; as good as zero below
 
@@ -55,21 +54,17 @@ class GradAlign(Regularised):
 
     def check(self) -> None:
         super().check()
-        if not hasattr(getattr(self.objective, "attack", None), "ball"):
+        if self.threat() is None:
             given = type(self.objective).__name__
-            raise TypeError(f"GradAlign: given {given}; an objective with an attack is taken")
+            raise TypeError(f"GradAlign: given {given}; expected an objective with an attack")
 
-    def term(
-        self, key: Key, apply: Apply, params: Any, stats: Any, batch: Mapping[str, Array]
-    ) -> dict[str, Array]:
-        x, y, ball = batch["x"], batch["y"], self.objective.attack.ball
-        near = x + ball.sample(fold_in_each(key, NOISE), x)
-        grads = [
-            input_gradient(key, apply, jax.lax.stop_gradient(params), stats, x, y),
-            input_gradient(key, apply, params, stats, near, y),
-        ]
+    def term(self, net: Net, batch: Mapping[str, Array]) -> dict[str, Array]:
+        x, y, ball = batch["x"], batch["y"], self.threat()
+        near = x + ball.sample(fold_in_each(net.key, NOISE), x)
+        fixed = replace(net, params=jax.lax.stop_gradient(net.params))
+        grads = [input_gradient(fixed, x, y), input_gradient(net, near, y)]
         first, second = (grad.reshape(x.shape[0], -1) for grad in grads)
         (first, one), (second, other) = unit(first), unit(second)
         misaligned = 1 - jnp.sum(first * second, axis=1)
-        mean = sum_by_nonzero_weights(misaligned, one & other, axis_of(apply))
+        mean = sum_by_nonzero_weights(misaligned, one & other, net.axis)
         return {"misalignment": mean}

@@ -12,8 +12,20 @@ import numpy as np
 
 from advjax.attacks._checks import check_number
 from advjax.losses import cross_entropy
-from advjax.training.objectives._shared import accuracy, axis_of, training_pass
-from advjax.types import Apply, Array, ArrayLike, Aux, Key, fold_in_each, pytree, static
+from advjax.training.objectives._shared import accuracy, check_batch
+from advjax.types import (
+    Apply,
+    Array,
+    ArrayLike,
+    Aux,
+    Key,
+    Net,
+    Objective,
+    fold_in_each,
+    pytree,
+    replace,
+    static,
+)
 
 Distance = Literal["l1", "l2", "cosine", "kl", "jsd"]
 Transform = Literal["none", "softmax"]
@@ -72,7 +84,7 @@ def pairwise_distance(
         losses = jnp.abs(sources - targets) if distance == "l1" else (sources - targets) ** 2
         losses = losses if sum_over_axis is None else total(losses)
     elif sum_over_axis is None:
-        raise ValueError(f"given distance={distance!r} without sum_over_axis; an axis is taken")
+        raise ValueError(f"given distance={distance!r} without sum_over_axis; expected an axis")
     elif distance == "cosine":
         losses = 1 - total(unit(sources) * unit(targets))
     elif distance == "kl":
@@ -84,7 +96,7 @@ def pairwise_distance(
 
 
 @pytree
-class GraphRegularization:
+class GraphRegularization(Objective):
     """``cross_entropy(x) + multiplier distance(logits of x, logits of its neighbours)``.
 
     Graph regularisation of Neural Structured Learning, ``nsl.keras.GraphRegularization`` (Bui et
@@ -114,35 +126,34 @@ class GraphRegularization:
         name = "GraphRegularization"
         check_number(name, "multiplier", self.multiplier, zero=True)
         if self.distance not in _DISTANCES:
-            taken = ", ".join(_DISTANCES)
-            raise ValueError(f"{name}: given distance={self.distance!r}; one of {taken} is taken")
+            known = ", ".join(_DISTANCES)
+            raise ValueError(f"{name}: given distance={self.distance!r}; expected one of {known}")
         if self.transform not in ("none", "softmax"):
             raise ValueError(
-                f"{name}: given transform={self.transform!r}; 'none' or 'softmax' is taken"
+                f"{name}: given transform={self.transform!r}; expected 'none' or 'softmax'"
             )
         if self.sum_over_axis not in (None, -1):
             raise ValueError(
-                f"{name}: given sum_over_axis={self.sum_over_axis}; None or -1 is taken"
+                f"{name}: given sum_over_axis={self.sum_over_axis}; expected None or -1"
             )
         if self.distance in ("cosine", "kl", "jsd") and self.sum_over_axis is None:
-            raise ValueError(f"{name}: given {self.distance} alone; it takes sum_over_axis=-1")
+            raise ValueError(f"{name}: given {self.distance} alone; expected sum_over_axis=-1 too")
         if self.distance in ("kl", "jsd") and self.transform != "softmax":
-            raise ValueError(f"{name}: given {self.distance} of logits; it takes 'softmax'")
+            raise ValueError(
+                f"{name}: given {self.distance} of logits; expected transform='softmax'"
+            )
 
     def __call__(
         self, key: Key, apply: Apply, params: Any, stats: Any, batch: Mapping[str, Array]
     ) -> tuple[Array, Aux]:
-        if not {"neighbours", "weights"} <= batch.keys():
-            raise ValueError(
-                f"GraphRegularization: given a batch of {', '.join(batch)}; "
-                "neighbours and weights are taken too"
-            )
+        check_batch("GraphRegularization", batch, "neighbours", "weights")
+        net = Net(key, apply, params, stats)
         x, y, neighbours, weights = (batch[k] for k in ("x", "y", "neighbours", "weights"))
         n = neighbours.shape[1]
-        logits, stats = training_pass(key, apply, params, stats, x)
+        logits, stats = net(x)
         each = jnp.repeat(fold_in_each(key, _NEIGHBOURS), n)
         flat = neighbours.reshape(-1, *x.shape[1:])
-        theirs, stats = training_pass(each, apply, params, stats, flat)
+        theirs, stats = replace(net, key=each, stats=stats)(flat)
         distance = pairwise_distance(
             jnp.repeat(logits, n, axis=0),
             theirs,
@@ -150,7 +161,7 @@ class GraphRegularization:
             distance=self.distance,
             sum_over_axis=self.sum_over_axis,
             transform=self.transform,
-            axis_name=axis_of(apply),
+            axis_name=net.axis,
         )
         loss = jnp.mean(cross_entropy(logits, y)) + self.multiplier * distance
         metrics = {"clean_accuracy": accuracy(logits, y), "graph_loss": distance}
@@ -187,7 +198,7 @@ def nearest_neighbours(
     nodes = len(flat)
     flat = flat.reshape(nodes, -1)
     if not 1 <= k < nodes:
-        raise ValueError(f"nearest_neighbours: given k={k}; 1 to {nodes - 1} is taken")
+        raise ValueError(f"nearest_neighbours: given k={k}; expected 1 to {nodes - 1}")
     unit = flat * jax.lax.rsqrt(jnp.maximum(jnp.sum(flat**2, axis=1, keepdims=True), 1e-12))
     index, weights = np.zeros((nodes, k), np.int32), np.zeros((nodes, k), np.float32)
     block = min(_BLOCK, nodes)
@@ -225,16 +236,16 @@ def neighbours_from_edges(
     edges = np.asarray(edges).reshape(-1, 2)
     heavy = np.ones(len(edges), np.float32) if weights is None else np.asarray(weights, np.float32)
     if k < 1:
-        raise ValueError(f"neighbours_from_edges: given k={k}; at least 1 is taken")
+        raise ValueError(f"neighbours_from_edges: given k={k}; expected at least 1")
     if heavy.shape != (len(edges),) or not (heavy > 0).all():
         raise ValueError(
             f"neighbours_from_edges: given weights {heavy.shape}; "
-            f"[{len(edges)}] numbers > 0, one per edge, are taken"
+            f"expected [{len(edges)}] numbers > 0, one per edge"
         )
     if len(edges) and not (edges.dtype.kind in "iu" and 0 <= edges.min() <= edges.max() < nodes):
         raise ValueError(
             f"neighbours_from_edges: given {edges.dtype} from {edges.min()} to {edges.max()}; "
-            f"integers from 0 to {nodes - 1} are taken"
+            f"expected integers from 0 to {nodes - 1}"
         )
     if undirected:
         edges = np.concatenate([edges, edges[:, ::-1]])

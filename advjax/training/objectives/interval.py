@@ -14,12 +14,23 @@ from advjax.balls import Ball, Linf
 from advjax.defences.interval_bounds import box, worst_margins
 from advjax.losses import cross_entropy
 from advjax.training.apply import Bound
-from advjax.training.objectives._shared import accuracy, check_fraction, training_pass
-from advjax.types import Apply, Array, ArrayLike, Aux, Key, pytree, replace, static
+from advjax.training.objectives._shared import accuracy, check_fraction
+from advjax.types import (
+    Apply,
+    Array,
+    ArrayLike,
+    Aux,
+    Key,
+    Net,
+    Objective,
+    pytree,
+    replace,
+    static,
+)
 
 
 @pytree
-class IBP:
+class IBP(Objective):
     """Interval bound propagation: ``kappa CE(logits) + (1 - kappa) CE(worst logits)`` (Gowal et al.
     2018, section 3).
 
@@ -53,7 +64,7 @@ class IBP:
         check_fraction("kappa", self.kappa)
 
     def at(self, step: Array) -> IBP:
-        """The objective of one step: the schedules are evaluated and gone."""
+        """The objective of one step, the schedules evaluated."""
         ball, kappa = self.ball, self.kappa
         if self.eps_schedule is not None:
             ball = ball.scaled(self.eps_schedule(step))
@@ -67,7 +78,7 @@ class IBP:
         x, y = batch["x"], batch["y"]
         fixed = Bound(params=params, stats=stats, apply=apply)
         margins = worst_margins(fixed, *box(self.ball, x), y)
-        logits, stats = training_pass(key, apply, params, stats, x)
+        logits, stats = Net(key, apply, params, stats)(x)
         plain, worst = (jnp.mean(cross_entropy(z, y)) for z in (logits, margins))
         others = ~jax.nn.one_hot(y, margins.shape[-1], dtype=bool)
         safe = jnp.all(jnp.where(others, margins < 0, True), axis=-1)

@@ -4,24 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import jax
 
 from advjax.attacks import Attack
-from advjax.training.objectives._shared import (
-    ATTACK,
-    DROPOUT,
-    attacked_loss,
-    check_fraction,
-    frozen,
-)
-from advjax.training.objectives.crafting import Crafting
-from advjax.types import Apply, Array, ArrayLike, Aux, Key, fold_in_each, pytree, replace, static
+from advjax.training.objectives._shared import Scheduled, attacked_loss, check_fraction, frozen
+from advjax.types import ATTACK, DROPOUT, Array, ArrayLike, Aux, Net, fold_in_each, pytree, static
 
 
 @pytree
-class Madry(Crafting):
+class Madry(Scheduled):
     """Adversarial training: the loss at the worst point found (Madry et al. 2018, eq. 2.1).
 
     Each batch is attacked with the current parameters, and the one training pass is made on what
@@ -62,25 +54,12 @@ class Madry(Crafting):
         check_fraction("label_smoothing", self.label_smoothing)
         check_fraction("clean_weight", self.clean_weight)
 
-    def at(self, step: Array) -> Madry:
-        """The objective of one step: the schedule is evaluated and gone."""
-        if self.eps_schedule is None:
-            return self
-        attack = self.attack.scaled(self.eps_schedule(step))
-        return replace(self, attack=attack, eps_schedule=None)
-
-    def craft(
-        self, key: Key, apply: Apply, params: Any, stats: Any, batch: Mapping[str, Array]
-    ) -> dict[str, Array]:
-        dropout = fold_in_each(key, DROPOUT) if self.craft_train else None
-        model = frozen(apply, params, stats, dropout)
-        x_adv = self.attack(fold_in_each(key, ATTACK), model, batch["x"], batch["y"])
+    def craft(self, net: Net, batch: Mapping[str, Array]) -> dict[str, Array]:
+        dropout = fold_in_each(net.key, DROPOUT) if self.craft_train else None
+        model = frozen(net, dropout)
+        x_adv = self.attack(fold_in_each(net.key, ATTACK), model, batch["x"], batch["y"])
         # Stopping here as well keeps the attack's own passes out of what is differentiated.
         return {**batch, "x_adv": jax.lax.stop_gradient(x_adv)}
 
-    def loss(
-        self, key: Key, apply: Apply, params: Any, stats: Any, batch: Mapping[str, Array]
-    ) -> tuple[Array, Aux]:
-        return attacked_loss(
-            key, apply, params, stats, batch, self.clean_weight, self.label_smoothing
-        )
+    def loss(self, net: Net, batch: Mapping[str, Array]) -> tuple[Array, Aux]:
+        return attacked_loss(net, batch, self.clean_weight, self.label_smoothing)

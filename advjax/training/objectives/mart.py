@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,15 +11,15 @@ import jax.numpy as jnp
 from advjax.attacks import PGD
 from advjax.attacks._checks import check_number
 from advjax.losses import cross_entropy
-from advjax.training.objectives._shared import accuracy, frozen
-from advjax.training.objectives.crafting import Crafting
-from advjax.training.objectives.trades import (
+from advjax.training.objectives._shared import (
+    Scheduled,
+    accuracies,
     both_passes,
     check_pgd,
+    frozen,
     pgd_from_noise,
-    scheduled,
 )
-from advjax.types import Apply, Array, ArrayLike, Aux, Key, pytree, static
+from advjax.types import Array, ArrayLike, Aux, Net, pytree, static
 
 
 def boosted_cross_entropy(logits: Array, y: Array) -> Array:
@@ -47,7 +46,7 @@ def weighted_divergence(clean: Array, robust: Array, y: Array) -> Array:
 
 
 @pytree
-class MART(Crafting):
+class MART(Scheduled):
     """Misclassification aware adversarial training (Wang et al. 2020, algorithm 1).
 
     ``boosted_cross_entropy(x') + beta KL(p(x) || p(x')) (1 - p_y(x))``, where PGD on the
@@ -77,24 +76,15 @@ class MART(Crafting):
         check_number("MART", "beta", self.beta, zero=True)
         check_number("MART", "sigma", self.sigma, zero=True)
 
-    def at(self, step: Array) -> MART:
-        """The objective of one step: the schedule is evaluated and gone."""
-        return scheduled(self, step)
-
-    def craft(
-        self, key: Key, apply: Apply, params: Any, stats: Any, batch: Mapping[str, Array]
-    ) -> dict[str, Array]:
-        model = frozen(apply, params, stats)
-        x_adv = pgd_from_noise(key, self.attack, model, batch["x"], batch["y"], self.sigma)
+    def craft(self, net: Net, batch: Mapping[str, Array]) -> dict[str, Array]:
+        x, y = batch["x"], batch["y"]
+        x_adv = pgd_from_noise(net.key, self.attack, frozen(net), x, y, self.sigma)
         return {**batch, "x_adv": x_adv}
 
-    def loss(
-        self, key: Key, apply: Apply, params: Any, stats: Any, batch: Mapping[str, Array]
-    ) -> tuple[Array, Aux]:
+    def loss(self, net: Net, batch: Mapping[str, Array]) -> tuple[Array, Aux]:
         x, x_adv, y = batch["x"], batch["x_adv"], batch["y"]
-        clean, robust, stats = both_passes(self.paired, key, apply, params, stats, x, x_adv)
+        clean, robust, stats = both_passes(net, x, x_adv, self.paired)
         loss = jnp.mean(
             boosted_cross_entropy(robust, y) + self.beta * weighted_divergence(clean, robust, y)
         )
-        metrics = {"clean_accuracy": accuracy(clean, y), "robust_accuracy": accuracy(robust, y)}
-        return loss, Aux(stats=stats, metrics=metrics)
+        return loss, Aux(stats=stats, metrics=accuracies(clean, robust, y))

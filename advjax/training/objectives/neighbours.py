@@ -11,10 +11,9 @@ import jax.numpy as jnp
 from advjax.attacks._checks import check_count, check_number
 from advjax.balls import L1, L2, Linf
 from advjax.losses import cross_entropy
-from advjax.training.objectives._shared import DROPOUT, NOISE, accuracy, frozen
+from advjax.training.objectives._shared import accuracies, both_passes, frozen
 from advjax.training.objectives.crafting import Crafting
-from advjax.training.objectives.trades import both_passes
-from advjax.types import Apply, Array, ArrayLike, Aux, Key, fold_in_each, pytree, static
+from advjax.types import DROPOUT, NOISE, Array, ArrayLike, Aux, Net, fold_in_each, pytree, static
 
 Norm = Literal["l2", "infinity", "l1"]
 _BALLS: dict[str, Any] = {"l2": L2, "infinity": Linf, "l1": L1}
@@ -42,7 +41,7 @@ def maximize_within_unit_norm(grad: Array, norm: Norm) -> Array:
         magnitude = jnp.abs(grad)
         largest = magnitude == jnp.max(magnitude, axis=axes, keepdims=True)
         return jnp.where(largest, jnp.sign(grad), 0) / jnp.sum(largest, axis=axes, keepdims=True)
-    raise ValueError(f"given norm={norm!r}; 'l2', 'infinity' or 'l1' is taken")
+    raise ValueError(f"given norm={norm!r}; expected 'l2', 'infinity' or 'l1'")
 
 
 @pytree
@@ -92,13 +91,11 @@ class AdversarialRegularization(Crafting):
         if self.eps is not None:
             check_number(name, "eps", self.eps, zero=True)
         if self.norm not in _BALLS:
-            raise ValueError(f"{name}: given norm={self.norm!r}; 'l2', 'infinity' or 'l1' is taken")
+            raise ValueError(f"{name}: given norm={self.norm!r}; expected 'l2', 'infinity' or 'l1'")
 
-    def craft(
-        self, key: Key, apply: Apply, params: Any, stats: Any, batch: Mapping[str, Array]
-    ) -> dict[str, Array]:
+    def craft(self, net: Net, batch: Mapping[str, Array]) -> dict[str, Array]:
         x, y = batch["x"], batch["y"]
-        model = frozen(apply, params, stats, fold_in_each(key, DROPOUT))
+        model = frozen(net, fold_in_each(net.key, DROPOUT))
         gradient = jax.grad(lambda x: jnp.sum(cross_entropy(model(x), y)))
         ball = _BALLS[self.norm]
 
@@ -115,15 +112,12 @@ class AdversarialRegularization(Crafting):
         delta = jnp.zeros_like(x)
         if self.random_start:
             radius = self.step if self.eps is None else self.eps
-            delta = ball(radius).sample(fold_in_each(key, NOISE), x)
+            delta = ball(radius).sample(fold_in_each(net.key, NOISE), x)
         delta = jax.lax.fori_loop(0, self.iterations, move, delta)
         return {**batch, "x_adv": jax.lax.stop_gradient(x + delta)}
 
-    def loss(
-        self, key: Key, apply: Apply, params: Any, stats: Any, batch: Mapping[str, Array]
-    ) -> tuple[Array, Aux]:
+    def loss(self, net: Net, batch: Mapping[str, Array]) -> tuple[Array, Aux]:
         x, x_adv, y = batch["x"], batch["x_adv"], batch["y"]
-        clean, robust, stats = both_passes(False, key, apply, params, stats, x, x_adv)
+        clean, robust, stats = both_passes(net, x, x_adv, False)
         loss = jnp.mean(cross_entropy(clean, y) + self.multiplier * cross_entropy(robust, y))
-        metrics = {"clean_accuracy": accuracy(clean, y), "robust_accuracy": accuracy(robust, y)}
-        return loss, Aux(stats=stats, metrics=metrics)
+        return loss, Aux(stats=stats, metrics=accuracies(clean, robust, y))

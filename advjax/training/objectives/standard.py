@@ -7,17 +7,12 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from advjax.training.objectives._shared import (
-    accuracy,
-    check_fraction,
-    smoothed_cross_entropy,
-    training_pass,
-)
-from advjax.types import Apply, Array, ArrayLike, Aux, Key, pytree
+from advjax.training.objectives._shared import accuracy, check_fraction, smoothed_cross_entropy
+from advjax.types import Apply, Array, ArrayLike, Aux, Key, Net, Objective, pytree
 
 
 @pytree
-class Standard:
+class Standard(Objective):
     """Mean cross-entropy on the images as they are.
 
     Metrics: ``clean_accuracy``.
@@ -35,6 +30,6 @@ class Standard:
         self, key: Key, apply: Apply, params: Any, stats: Any, batch: Mapping[str, Array]
     ) -> tuple[Array, Aux]:
         x, y = batch["x"], batch["y"]
-        logits, stats = training_pass(key, apply, params, stats, x)
+        logits, stats = Net(key, apply, params, stats)(x)
         loss = jnp.mean(smoothed_cross_entropy(logits, y, self.label_smoothing))
         return loss, Aux(stats=stats, metrics={"clean_accuracy": accuracy(logits, y)})

@@ -10,9 +10,20 @@ import jax.numpy as jnp
 
 from advjax.attacks._checks import check_count, check_number
 from advjax.losses import cross_entropy, kl_divergence
-from advjax.training.objectives._shared import DROPOUT, NOISE, accuracy, training_pass
+from advjax.training.objectives._shared import accuracy
 from advjax.training.objectives.crafting import Crafting
-from advjax.types import Apply, Array, ArrayLike, Aux, Key, fold_in_each, pytree, static
+from advjax.types import (
+    NOISE,
+    Array,
+    ArrayLike,
+    Aux,
+    Key,
+    Net,
+    fold_in_each,
+    pytree,
+    replace,
+    static,
+)
 
 _UNLABELLED = 4  # the tag of the draws of a place's unlabelled images
 _STATISTICS = ("labelled", "unlabelled")
@@ -100,27 +111,23 @@ class VAT(Crafting):
         if self.entropy is not None:
             check_number("VAT", "entropy", self.entropy, zero=True)
         if self.statistics not in _STATISTICS:
-            taken = " or ".join(map(repr, _STATISTICS))
-            raise ValueError(f"VAT: given statistics={self.statistics!r}; {taken} is taken")
+            known = " or ".join(map(repr, _STATISTICS))
+            raise ValueError(f"VAT: given statistics={self.statistics!r}; expected {known}")
 
-    def craft(
-        self, key: Key, apply: Apply, params: Any, stats: Any, batch: Mapping[str, Array]
-    ) -> dict[str, Array]:
+    def craft(self, net: Net, batch: Mapping[str, Array]) -> dict[str, Array]:
         u = batch.get("unlabelled", batch["x"])
-        keys = _keys(key, u)
-        model = lambda x: _answer(keys, apply, jax.lax.stop_gradient(params), stats, x)[0]
-        d = virtual_direction(fold_in_each(keys, NOISE), model, u, self.xi, self.iterations)
+        net = replace(_unlabelled(net, u), params=jax.lax.stop_gradient(net.params))
+        keys, model = fold_in_each(net.key, NOISE), lambda x: net(x)[0]
+        d = virtual_direction(keys, model, u, self.xi, self.iterations)
         return {**batch, "x_adv": u + self.eps * d}
 
-    def loss(
-        self, key: Key, apply: Apply, params: Any, stats: Any, batch: Mapping[str, Array]
-    ) -> tuple[Array, Aux]:
+    def loss(self, net: Net, batch: Mapping[str, Array]) -> tuple[Array, Aux]:
         x, y, u = batch["x"], batch["y"], batch.get("unlabelled", batch["x"])
-        keys = _keys(key, u)
+        theirs = _unlabelled(net, u)
         # The same pass as in crafting; compiled together they are one.
-        clean, of_unlabelled = _answer(keys, apply, params, stats, u)
-        robust, _ = _answer(keys, apply, params, stats, batch["x_adv"])
-        logits, of_labelled = training_pass(key, apply, params, stats, x)
+        clean, of_unlabelled = theirs(u)
+        robust, _ = theirs(batch["x_adv"])
+        logits, of_labelled = net(x)
         virtual = jnp.mean(kl_divergence(jax.lax.stop_gradient(clean), robust))
         loss = jnp.mean(cross_entropy(logits, y)) + self.weight * virtual
         metrics = {"clean_accuracy": accuracy(logits, y), "virtual_loss": virtual}
@@ -133,13 +140,8 @@ class VAT(Crafting):
         return loss, Aux(stats=stats, metrics=metrics)
 
 
-def _keys(key: Key, u: Array) -> Key:
-    """A key for each unlabelled image, from the key of its place in the batch."""
-    each = jnp.arange(u.shape[0] // key.shape[0])
+def _unlabelled(net: Net, u: Array) -> Net:
+    """The net with a key for each unlabelled image, from the key of its place in the batch."""
+    each = jnp.arange(u.shape[0] // net.key.shape[0])
     fold = jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)), (0, None))
-    return fold(fold_in_each(key, _UNLABELLED), each).reshape(-1)
-
-
-def _answer(keys: Key, apply: Apply, params: Any, stats: Any, x: Array) -> tuple[Array, Any]:
-    """Logits and new stats of unlabelled images, in training mode."""
-    return apply(params, stats, x, key=fold_in_each(keys, DROPOUT), train=True)
+    return replace(net, key=fold(fold_in_each(net.key, _UNLABELLED), each).reshape(-1))

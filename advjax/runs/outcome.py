@@ -12,8 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from advjax.training import runfolder
-from advjax.training.state import TrainState
+from advjax.runs.folder import Row
 
 
 class DivergedError(FloatingPointError):
@@ -32,7 +31,7 @@ class DivergedError(FloatingPointError):
 
 @dataclasses.dataclass(frozen=True)
 class Event:
-    """What ``fit`` tells its ``progress`` callable.
+    """What a run tells its ``progress`` callable.
 
     Attributes:
       kind: ``start``, ``step`` (handed to the devices), ``train`` (metrics of the steps since the
@@ -52,7 +51,6 @@ class Event:
 
 
 Progress = Callable[[Event], None]
-StopWhen = Callable[[Sequence[runfolder.Row]], str | None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,22 +58,19 @@ class Snapshot:
     """A model of the run.
 
     Attributes:
-      model: the classifier, in evaluation mode.
+      model: what was trained: of ``fit`` the classifier, in evaluation mode.
       step: after how many steps.
-      metrics: its evaluation (``clean``, ``robust/NAME``, ``worst`` on the test images,
-        ``validation/clean`` and so on on the validation images); ``watched_accuracy`` where a watch
+      metrics: its evaluation: of ``fit`` ``clean``, ``robust/NAME``, ``worst`` on the test images,
+        ``validation/clean`` and so on on the validation images; ``watched_accuracy`` where a watch
         alone told the best; empty without any.
+      score: what the best is chosen by, higher is better: of ``fit`` the worst case, on validation
+        images where there are any; NaN where the state was not evaluated.
     """
 
     model: Any
     step: int
     metrics: Mapping[str, float]
-
-    @property
-    def score(self) -> float:
-        """What the best is chosen by: validation images where there are any, the worst case."""
-        names = ("validation/worst", "validation/clean", "worst", "clean")
-        return next(self.metrics[name] for name in names if name in self.metrics)
+    score: float = math.nan
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,8 +78,8 @@ class Result:
     """What a run gives.
 
     Attributes:
-      best: the model of the best evaluation (the earliest of equals), on the validation images
-        where there are any, otherwise on the test images; ``last`` without either.
+      best: the model of the best evaluation (the earliest of equals), of ``fit`` on the validation
+        images where there are any, otherwise on the test images; ``last`` without either.
       last: the model after the last step.
       history: the rows of ``metrics.jsonl``: ``kind`` (``train``, ``evaluation`` or ``watch``),
         ``step``, ``seconds`` of wall clock, and the metrics.
@@ -96,7 +91,7 @@ class Result:
 
     best: Snapshot
     last: Snapshot
-    history: Sequence[runfolder.Row]
+    history: Sequence[Row]
     run_dir: Path | None
     was_finished: bool
     stopped: str | None = None
@@ -107,14 +102,18 @@ def check_metrics(step: int, row: Mapping[str, float], loss_limit: float) -> Div
     for name, value in row.items():
         if not math.isfinite(value):
             return DivergedError(step, name, value, "training stops here")
-    if row["loss"] > loss_limit:
+    if row.get("loss", 0.0) > loss_limit:
         return DivergedError(step, "loss", row["loss"], f"above the limit of {loss_limit:g}")
     return None
 
 
-def check_parameters(step: int, state: TrainState) -> None:
-    """An update can overflow while its loss and gradient were finite."""
-    for path, value in jax.tree.leaves_with_path((state.params, state.stats)):
+def check_finite(step: int, trees: Sequence[Any]) -> None:
+    """An update can overflow while its loss and gradient were finite.
+
+    Raises:
+      DivergedError: for the first number that is not finite.
+    """
+    for path, value in jax.tree.leaves_with_path(list(trees)):
         if jnp.issubdtype(value.dtype, jnp.floating):
             host = np.asarray(value)
             if not np.isfinite(host).all():

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
 
-from advjax.types import Array, ArrayLike, Key, pytree
+from advjax.types import Array, Key, pytree
 
 
 @pytree
@@ -56,25 +57,44 @@ def create_state(
     )
 
 
-def moving_average(average: Any, value: Any, step: Array, *, decay: ArrayLike) -> Any:
-    """One step of the exponential moving average; constants stay exactly what they are.
+class Average(Protocol):
+    """How an average of values follows a step; hashable, equal for equal ones."""
+
+    def __call__(self, average: Any, value: Any, step: Array) -> Any:
+        """The average after the step (from 0) that made the value."""
+
+
+@dataclasses.dataclass(frozen=True)
+class MovingAverage:
+    """The exponential moving average; constants stay exactly what they are.
 
     The decay is ``min(decay, (1 + step) / (10 + step))``: a short run is not held back by its
     first parameters.
     """
-    return _towards(average, value, jnp.minimum(decay, (1 + step) / (10 + step)))
+
+    decay: float
+
+    def __call__(self, average: Any, value: Any, step: Array) -> Any:
+        return _towards(average, value, jnp.minimum(self.decay, (1 + step) / (10 + step)))
 
 
-def equal_average(average: Any, value: Any, step: Array, *, start: int, every: int) -> Any:
-    """One step of stochastic weight averaging (Izmailov et al. 2018, section 3.2).
+@dataclasses.dataclass(frozen=True)
+class EqualAverage:
+    """Stochastic weight averaging (Izmailov et al. 2018, section 3.2).
 
     The mean of the values after steps ``start``, ``start + every``, ...; before the first of them
     the value itself.
     """
-    made = step + 1
-    n = (made - start) // every
-    decay = jnp.where((made - start) % every == 0, n / (n + 1), 1.0)
-    return jax.tree.map(partial(jnp.where, made <= start), value, _towards(average, value, decay))
+
+    start: int
+    every: int
+
+    def __call__(self, average: Any, value: Any, step: Array) -> Any:
+        made = step + 1
+        n = (made - self.start) // self.every
+        decay = jnp.where((made - self.start) % self.every == 0, n / (n + 1), 1.0)
+        mean = _towards(average, value, decay)
+        return jax.tree.map(partial(jnp.where, made <= self.start), value, mean)
 
 
 def _towards(average: Any, value: Any, decay: Array) -> Any:

@@ -13,7 +13,7 @@ import os
 import platform
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -45,7 +45,8 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_config(folder: str | os.PathLike[str]) -> dict[str, Any]:
-    """``config.json`` of a run: ``{"format", "training", "config"}``, checked.
+    """``config.json`` of a run: ``{"format", "training", "config"}``, where ``training`` is what
+    the program described.
 
     Raises:
       RunError: if there is none or it is not one that a run wrote.
@@ -59,18 +60,7 @@ def read_config(folder: str | os.PathLike[str]) -> dict[str, Any]:
         raise RunError(f"{path} is damaged: {error}") from error
     training = config.get("training") if isinstance(config, dict) else None
     if not isinstance(training, dict) or config.get("format") != FORMAT:
-        raise RunError(f"{path} is not of a run; 'format' {FORMAT} and 'training' are taken")
-    shape, classes = training.get("input_shape"), training.get("classes")
-    if not (
-        isinstance(training.get("network"), dict)
-        and isinstance(shape, list)
-        and all(isinstance(n, int) and n > 0 for n in shape)
-        and isinstance(classes, list)
-        and all(isinstance(c, str) for c in classes)
-    ):
-        raise RunError(
-            f"{path} is damaged: 'network', 'input_shape' or 'classes' is missing or odd"
-        )
+        raise RunError(f"{path} is not of a run; expected 'format' {FORMAT} and 'training'")
     return config
 
 
@@ -110,7 +100,7 @@ def versions(devices: Iterable[Any]) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def alone(folder: Path, wait_s: float = 0.0) -> Iterator[None]:
+def lock(folder: Path, wait_s: float = 0.0) -> Iterator[None]:
     """Holds the folder for this process; one that is killed lets go of it.
 
     Args:
@@ -121,7 +111,7 @@ def alone(folder: Path, wait_s: float = 0.0) -> Iterator[None]:
       RunError: if another process, or another run of this one, holds it.
     """
     if folder.exists() and not folder.is_dir():
-        raise RunError(f"{folder} is a file; a folder, or a name for a new one, is taken")
+        raise RunError(f"{folder} is a file; expected a folder, or a name for a new one")
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".lock").open("a") as file:
         until = time.monotonic() + wait_s
@@ -144,8 +134,18 @@ def open_run(
     versions: Mapping[str, Any],
     source: Path | None,
     overwrite: bool,
+    by_version: Sequence[str] = (),
 ) -> None:
     """Starts a run folder, or accepts the one of the same run.
+
+    Args:
+      folder: where; it exists.
+      training: what the program describes.
+      config: JSON-able settings it was built from.
+      versions: what ``versions`` returned.
+      source: the experiment file.
+      overwrite: deletes the run that the folder holds.
+      by_version: fields of ``training`` that are compared only where the packages are the same.
 
     Raises:
       RunError: if the folder holds another run (naming the fields that differ), or something else.
@@ -164,10 +164,8 @@ def open_run(
                 f"{folder} was begun by another version of advjax, whose settings cannot be "
                 "compared: finish it with that version, take another folder, or overwrite it"
             )
-        given = fresh["training"]["optimizer"]
-        if found.get("packages") != versions["packages"] and given["is"] == "foreign":
-            # Another version may write the same program in other words.
-            kept = {**kept, "optimizer": given}
+        if found.get("packages") != versions["packages"]:
+            kept = {**kept, **{name: fresh["training"][name] for name in by_version}}
         wrong = differences(kept, fresh["training"])
         wrong += differences(old.get("config"), config, "config")
         if wrong:

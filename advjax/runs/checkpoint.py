@@ -79,15 +79,15 @@ def _checksum(arrays: Mapping[str, np.ndarray]) -> int:
     return total
 
 
-def compare_shapes(where: str, held: Mapping[str, str], taken: Mapping[str, str]) -> None:
+def compare_shapes(where: str, held: Mapping[str, str], wanted: Mapping[str, str]) -> None:
     """Raises CheckpointError naming the first array that differs and how many do."""
-    wrong = sorted(n for n in held.keys() | taken.keys() if held.get(n) != taken.get(n))
+    wrong = sorted(n for n in held.keys() | wanted.keys() if held.get(n) != wanted.get(n))
     if wrong:
         first = wrong[0]
         more = f" ({len(wrong)} arrays differ)" if len(wrong) > 1 else ""
         raise CheckpointError(
             f"{where} is of another network or optimiser: {first} is given as "
-            f"{held.get(first, 'nothing')}, {taken.get(first, 'nothing')} is taken{more}"
+            f"{held.get(first, 'nothing')}, expected {wanted.get(first, 'nothing')}{more}"
         )
 
 
@@ -145,7 +145,7 @@ def _check_record(record: Any, step: int) -> None:
         if not isinstance(record, dict) or not isinstance(record.get(name), kind):
             raise ValueError(f"its position record has no {kind.__name__} {name!r}")
     if record["format"] != FORMAT:
-        raise ValueError(f"its format is {record['format']}; {FORMAT} is taken")
+        raise ValueError(f"its format is {record['format']}; expected {FORMAT}")
     if record["step"] != step:
         raise ValueError(f"it says that it is step {record['step']}")
 

@@ -27,21 +27,20 @@ def program_of(training: Training) -> Hashable:
     shape = lambda tree: tuple(
         (path, np.shape(leaf), np.result_type(leaf)) for path, leaf in _leaves(tree)
     )
-    streams, params = training.streams(), training.params_shape()
+    params = training.params_shape()
     state = jax.eval_shape(training.optimizer.init, params)
     return (
         module,
         training.apply,
-        jax.tree.structure(training.objective),
+        jax.tree.structure(training.full_objective),
         # What the optimiser's state holds is an argument of its update.
         program_text(training.optimizer.update, params, state, params),
         _values(training.augment),
-        shape((training.train.x, training.train.y, streams)),
+        shape(training.arrays()),
         tuple(jax.tree.leaves(jax.tree.map(lambda s: (s.shape, s.dtype), params))),
         training.batch_size,
         training.total_steps,
-        training.ema_decay,
-        training.swa_start,
+        training.average(),
         training.unlabelled_ratio,
     )
 
@@ -88,7 +87,7 @@ def _compiled(
     keyed.training = None
     if shared is not None:
         data = None if shared else 0
-        step = jax.vmap(step, in_axes=(0, None, 0, data, data, data))
+        step = jax.vmap(step, in_axes=(0, None, 0, data))
     return parallel(step, devices)
 
 

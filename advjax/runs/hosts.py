@@ -1,9 +1,9 @@
 """Several processes, on one machine or many, that train one run together (``jax.distributed``).
 
 Every process computes the same run: the same first state, the same decisions from the same metrics,
-the same evaluations on its own devices. The first one alone has the run's folder. What only one of
-them can know, where a resumed run stands and that a signal has come, is told to all, at steps that
-all of them reach.
+the same evaluations on its own devices. The first one, the coordinator, alone has the run's folder.
+What only one of them can know, where a resumed run stands and that a signal has come, is broadcast,
+at steps that all of them reach.
 """
 
 from __future__ import annotations
@@ -39,21 +39,21 @@ def join(
     given = [coordinator, processes, process]
     if any(v is None for v in given) and any(v is not None for v in given):
         raise ValueError(
-            f"given coordinator={coordinator}, processes={processes}, process={process}; all three "
-            "are taken, or none where the environment tells them"
+            f"given coordinator={coordinator}, processes={processes}, process={process}; expected "
+            "all three, or none where the environment tells them"
         )
     jax.distributed.initialize(
         coordinator, processes, process, heartbeat_timeout_seconds=patience_s
     )
 
 
-def several() -> bool:
+def is_distributed() -> bool:
     """Whether other processes take part."""
     return jax.process_count() > 1
 
 
-def leads() -> bool:
-    """Whether this is the process that has the folder and speaks."""
+def is_coordinator() -> bool:
+    """Whether this is the process that has the folder and reports."""
     return jax.process_index() == 0
 
 
@@ -64,17 +64,17 @@ def any_of(flag: bool) -> bool:
     return bool(np.any(process_allgather(np.asarray(flag))))
 
 
-def told(value: Any) -> Any:
+def broadcast(value: Any) -> Any:
     """The first process's value, JSON-able, in all of them."""
-    text = json.dumps(value).encode() if leads() else b""
+    text = json.dumps(value).encode() if is_coordinator() else b""
     size = int(_first(np.asarray(len(text), np.int32)))
     buffer = np.zeros(size, np.uint8)
-    if leads():
+    if is_coordinator():
         buffer[:] = np.frombuffer(text, np.uint8)
     return json.loads(_first(buffer).tobytes())
 
 
-def told_arrays(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+def broadcast_arrays(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """The first process's arrays in all of them; the others give arrays of the same shapes."""
     return {name: _first(array) for name, array in sorted(arrays.items())}
 
