@@ -3,7 +3,6 @@
 from advjax.training.objectives._shared import smoothed_cross_entropy
 from advjax.training.objectives.awp import AWP
 from advjax.training.objectives.controls import GradientPenalty, LogitSqueezing
-from advjax.training.objectives.crafting import Crafting
 from advjax.training.objectives.domain import DANN, MultiTask, dann_factor, dann_learning_rate
 from advjax.training.objectives.ensemble import EnsembleAdversarial
 from advjax.training.objectives.free import FreeAT
@@ -20,6 +19,9 @@ from advjax.training.objectives.neighbours import AdversarialRegularization
 from advjax.training.objectives.standard import Standard
 from advjax.training.objectives.trades import TRADES
 from advjax.training.objectives.vat import VAT
+from advjax.types import Objective
+
+Crafting = Objective  # its name where it crafts its inputs
 
 __all__ = [
     "AWP",
