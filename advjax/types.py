@@ -7,7 +7,6 @@ Keys are ``jax.random.key``, come first and are consumed: one key, or ``[B]`` ke
 
 from __future__ import annotations
 
-import abc
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Protocol, TypeVar, dataclass_transform, runtime_checkable
@@ -81,12 +80,15 @@ def axis_of(apply: Apply) -> str | None:
     return getattr(apply, "axis_name", None)
 
 
-class Objective(abc.ABC):
+class Objective:
     """A training loss that is also a pytree: beta and the inner eps sweep and vmap.
 
-    Here is every hook that a training or an objective around another one asks for; ``__call__``
-    is the only one that has to be written. ``as_objective`` makes one of any other callable pytree
-    and takes over the hooks that it has.
+    Here is every hook that a training or an objective around another one asks for; ``loss`` is the
+    only one that has to be written. ``as_objective`` makes one of any other callable pytree, with
+    the hooks that it has.
+
+    A loss may have two phases: ``craft`` finds the worst inputs, ``loss`` is of what was found.
+    ``AWP`` looks at the loss of the same crafted inputs at two places of the parameters.
 
     Attributes:
       replays: m, how many steps in a row get the same minibatch.
@@ -94,7 +96,6 @@ class Objective(abc.ABC):
 
     replays = 1
 
-    @abc.abstractmethod
     def __call__(
         self, key: Key, apply: Apply, params: Any, stats: Any, batch: Mapping[str, Array]
     ) -> tuple[Array, Aux]:
@@ -108,6 +109,8 @@ class Objective(abc.ABC):
           batch: ``x`` (``[B, ...]`` images), ``y`` (``[B]``), whatever else the training has
             (``unlabelled``, ``neighbours`` and ``weights``), and ``carry`` for one that carries.
         """
+        net = Net(key, apply, params, stats)
+        return self.loss(net, self.craft(net, batch))
 
     def at(self, step: Array) -> Objective:
         """The objective of one step (a traced int32 scalar, from 0), its schedules evaluated."""
@@ -121,7 +124,7 @@ class Objective(abc.ABC):
 
     def loss(self, net: Net, batch: Mapping[str, Array]) -> tuple[Array, Aux]:
         """The mean loss of a crafted batch; the net has the keys that crafting had."""
-        return self(net.key, net.apply, net.params, net.stats, batch)
+        raise NotImplementedError(f"{type(self).__name__}: expected a method loss(net, batch)")
 
     def threat(self) -> Any:
         """The ball whose perturbations are trained against; None without one."""
@@ -344,12 +347,15 @@ class _Plain(Objective):
 
     @property
     def carries(self) -> bool:
-        return hasattr(self._given, "start")
+        return getattr(self._given, "carries", hasattr(self._given, "start"))
 
     def __call__(
         self, key: Key, apply: Apply, params: Any, stats: Any, batch: Mapping[str, Array]
     ) -> tuple[Array, Aux]:
         return self._given(key, apply, params, stats, batch)
+
+    def loss(self, net: Net, batch: Mapping[str, Array]) -> tuple[Array, Aux]:
+        return self(net.key, net.apply, net.params, net.stats, batch)
 
     def at(self, step: Array) -> Objective:
         at = getattr(self._given, "at", None)
@@ -371,7 +377,9 @@ def as_objective(objective: Any) -> Objective:
     Raises:
       TypeError: if it is not callable.
     """
-    if isinstance(objective, Objective):
+    if isinstance(objective, _Plain) or (
+        isinstance(objective, Objective) and type(objective).__call__ is Objective.__call__
+    ):
         return objective
     if not callable(objective):
         raise TypeError(

@@ -19,7 +19,6 @@ from advjax.training.load import read_config as read_config
 from advjax.training.loop import fit as fit
 from advjax.training.objectives import *
 from advjax.training.objectives._shared import smoothed_cross_entropy as smoothed_cross_entropy
-from advjax.training.objectives.crafting import Crafting as Crafting
 from advjax.training.optimizers import Optimizer as Optimizer
 from advjax.training.optimizers import Schedule as Schedule
 from advjax.training.optimizers import optimizer as optimizer

@@ -12,7 +12,6 @@ from advjax.attacks import PGD
 from advjax.balls import concrete
 from advjax.losses import cross_entropy
 from advjax.training.apply import Bound
-from advjax.training.objectives.crafting import Crafting
 from advjax.types import (
     ATTACK,
     NOISE,
@@ -21,6 +20,7 @@ from advjax.types import (
     Aux,
     Key,
     Net,
+    Objective,
     as_objective,
     fold_in_each,
     replace,
@@ -29,7 +29,7 @@ from advjax.types import (
 _SECOND = 3  # the tag of a second pass, whose dropout is its own
 
 
-class Scheduled(Crafting):
+class Scheduled(Objective):
     """An objective that crafts by an ``attack``, whose budget ``eps_schedule`` scales. Abstract."""
 
     attack: Any
@@ -46,7 +46,7 @@ class Scheduled(Crafting):
         return getattr(self.attack, "ball", None)
 
 
-class Around(Crafting):
+class Around(Objective):
     """An objective around another one, whose schedule and crafting it has. Abstract.
 
     Attributes:

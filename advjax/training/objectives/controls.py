@@ -13,9 +13,8 @@ import jax.numpy as jnp
 from advjax.attacks._checks import check_number
 from advjax.losses import cross_entropy
 from advjax.training.objectives._shared import Around, accuracy, noise_like
-from advjax.training.objectives.crafting import Crafting
 from advjax.training.objectives.standard import Standard
-from advjax.types import Array, ArrayLike, Aux, Net, pytree, replace
+from advjax.types import Array, ArrayLike, Aux, Net, Objective, pytree, replace
 
 
 class Regularised(Around):
@@ -77,7 +76,7 @@ class GradientPenalty(Regularised):
 
 
 @pytree
-class LogitSqueezing(Crafting):
+class LogitSqueezing(Objective):
     """Cross-entropy and ``weight ||logits||^2`` on noisy images (Kannan et al. 2018).
 
     It fools attacks by gradients more than it defends (Mosbach et al. 2018).

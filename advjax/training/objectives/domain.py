@@ -15,18 +15,7 @@ import jax.numpy as jnp
 from advjax.attacks._checks import check_number
 from advjax.losses import cross_entropy
 from advjax.training.objectives._shared import accuracy, check_batch
-from advjax.types import (
-    Apply,
-    Array,
-    ArrayLike,
-    Aux,
-    Key,
-    Net,
-    Objective,
-    pytree,
-    replace,
-    static,
-)
+from advjax.types import Array, ArrayLike, Aux, Net, Objective, pytree, replace, static
 
 
 def dann_factor(progress: ArrayLike, gamma: ArrayLike = 10.0) -> Array:
@@ -89,16 +78,14 @@ class DANN(Objective):
         factor = self.factor * dann_factor(step / self.total_steps)
         return replace(self, factor=factor, total_steps=None)
 
-    def __call__(
-        self, key: Key, apply: Apply, params: Any, stats: Any, batch: Mapping[str, Array]
-    ) -> tuple[Array, Aux]:
+    def loss(self, net: Net, batch: Mapping[str, Array]) -> tuple[Array, Aux]:
         check_batch("DANN", batch, "unlabelled")
         x, y, u = batch["x"], batch["y"], batch["unlabelled"]
         # An image's place, and so its dropout, is the same however many devices share the batch.
         grouped = jnp.concatenate([x[:, None], u.reshape(len(x), -1, *x.shape[1:])], axis=1)
         images = grouped.reshape(-1, *x.shape[1:])
-        stats = _set_reversal(stats, self.factor)
-        heads, stats = Net(key, apply, params, stats)(images)
+        stats = _set_reversal(net.stats, self.factor)
+        heads, stats = replace(net, stats=stats)(images)
         label, domain = _head(heads, "label"), _head(heads, "domain")
         if domain.shape[1:] != (1,):
             raise ValueError(f"DANN: given a domain head {domain.shape}; expected one output")
@@ -143,10 +130,8 @@ class MultiTask(Objective):
             )
         object.__setattr__(self, "tables", tables)
 
-    def __call__(
-        self, key: Key, apply: Apply, params: Any, stats: Any, batch: Mapping[str, Array]
-    ) -> tuple[Array, Aux]:
-        heads, stats = Net(key, apply, params, stats)(batch["x"])
+    def loss(self, net: Net, batch: Mapping[str, Array]) -> tuple[Array, Aux]:
+        heads, stats = net(batch["x"])
         y, label = batch["y"], _head(heads, "label")
         loss = jnp.mean(cross_entropy(label, y))
         metrics = {"clean_accuracy": accuracy(label, y)}

@@ -16,14 +16,24 @@ from advjax.training.objectives._shared import (
     check_fraction,
     frozen,
 )
-from advjax.training.objectives.crafting import Crafting
-from advjax.types import ATTACK, Array, ArrayLike, Aux, Key, Net, as_model, fold_in_each, pytree
+from advjax.types import (
+    ATTACK,
+    Array,
+    ArrayLike,
+    Aux,
+    Key,
+    Net,
+    Objective,
+    as_model,
+    fold_in_each,
+    pytree,
+)
 
 _SOURCE = 3  # the tag of the draw of the batch's source
 
 
 @pytree
-class EnsembleAdversarial(Crafting):
+class EnsembleAdversarial(Objective):
     """Adversarial training on attacks of several models (Tramer et al. 2018, section 3.4).
 
     Each batch is attacked on one model: the network that is trained, in evaluation mode, or one of

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from advjax.balls import Ball, check_finite
 from advjax.training.objectives._shared import accuracy, check_fraction, smoothed_cross_entropy
-from advjax.types import Apply, Array, ArrayLike, Aux, Key, Net, Objective, pytree, static
+from advjax.types import Array, ArrayLike, Aux, Net, Objective, pytree, static
 
 
 @pytree
@@ -70,13 +69,11 @@ class FreeAT(Objective):
         size = self.ball.eps if self.step_size is None else self.step_size
         return self.ball.project(carry + size * self.ball.steepest(gradient))
 
-    def __call__(
-        self, key: Key, apply: Apply, params: Any, stats: Any, batch: Mapping[str, Array]
-    ) -> tuple[Array, Aux]:
+    def loss(self, net: Net, batch: Mapping[str, Array]) -> tuple[Array, Aux]:
         y, moved = batch["y"], batch["x"] + batch["carry"]
         x_adv = jnp.clip(moved, *self.ball.bounds)
         if self.straight_through:  # plus zero, whose gradient is one
             x_adv = jax.lax.stop_gradient(x_adv) + (moved - jax.lax.stop_gradient(moved))
-        logits, stats = Net(key, apply, params, stats)(x_adv)
+        logits, stats = net(x_adv)
         loss = jnp.mean(smoothed_cross_entropy(logits, y, self.label_smoothing))
         return loss, Aux(stats=stats, metrics={"robust_accuracy": accuracy(logits, y)})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import partial
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -14,11 +14,9 @@ from advjax.attacks._checks import check_number
 from advjax.losses import cross_entropy
 from advjax.training.objectives._shared import accuracy, check_batch
 from advjax.types import (
-    Apply,
     Array,
     ArrayLike,
     Aux,
-    Key,
     Net,
     Objective,
     fold_in_each,
@@ -143,15 +141,12 @@ class GraphRegularization(Objective):
                 f"{name}: given {self.distance} of logits; expected transform='softmax'"
             )
 
-    def __call__(
-        self, key: Key, apply: Apply, params: Any, stats: Any, batch: Mapping[str, Array]
-    ) -> tuple[Array, Aux]:
+    def loss(self, net: Net, batch: Mapping[str, Array]) -> tuple[Array, Aux]:
         check_batch("GraphRegularization", batch, "neighbours", "weights")
-        net = Net(key, apply, params, stats)
         x, y, neighbours, weights = (batch[k] for k in ("x", "y", "neighbours", "weights"))
         n = neighbours.shape[1]
         logits, stats = net(x)
-        each = jnp.repeat(fold_in_each(key, _NEIGHBOURS), n)
+        each = jnp.repeat(fold_in_each(net.key, _NEIGHBOURS), n)
         flat = neighbours.reshape(-1, *x.shape[1:])
         theirs, stats = replace(net, key=each, stats=stats)(flat)
         distance = pairwise_distance(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,18 +14,7 @@ from advjax.defences.interval_bounds import box, worst_margins
 from advjax.losses import cross_entropy
 from advjax.training.apply import Bound
 from advjax.training.objectives._shared import accuracy, check_fraction
-from advjax.types import (
-    Apply,
-    Array,
-    ArrayLike,
-    Aux,
-    Key,
-    Net,
-    Objective,
-    pytree,
-    replace,
-    static,
-)
+from advjax.types import Array, ArrayLike, Aux, Net, Objective, pytree, replace, static
 
 
 @pytree
@@ -72,13 +60,11 @@ class IBP(Objective):
             kappa = self.kappa_schedule(step)
         return replace(self, ball=ball, kappa=kappa, eps_schedule=None, kappa_schedule=None)
 
-    def __call__(
-        self, key: Key, apply: Apply, params: Any, stats: Any, batch: Mapping[str, Array]
-    ) -> tuple[Array, Aux]:
+    def loss(self, net: Net, batch: Mapping[str, Array]) -> tuple[Array, Aux]:
         x, y = batch["x"], batch["y"]
-        fixed = Bound(params=params, stats=stats, apply=apply)
+        fixed = Bound(params=net.params, stats=net.stats, apply=net.apply)
         margins = worst_margins(fixed, *box(self.ball, x), y)
-        logits, stats = Net(key, apply, params, stats)(x)
+        logits, stats = net(x)
         plain, worst = (jnp.mean(cross_entropy(z, y)) for z in (logits, margins))
         others = ~jax.nn.one_hot(y, margins.shape[-1], dtype=bool)
         safe = jnp.all(jnp.where(others, margins < 0, True), axis=-1)

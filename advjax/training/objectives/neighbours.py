@@ -12,8 +12,18 @@ from advjax.attacks._checks import check_count, check_number
 from advjax.balls import L1, L2, Linf
 from advjax.losses import cross_entropy
 from advjax.training.objectives._shared import accuracies, both_passes, frozen
-from advjax.training.objectives.crafting import Crafting
-from advjax.types import DROPOUT, NOISE, Array, ArrayLike, Aux, Net, fold_in_each, pytree, static
+from advjax.types import (
+    DROPOUT,
+    NOISE,
+    Array,
+    ArrayLike,
+    Aux,
+    Net,
+    Objective,
+    fold_in_each,
+    pytree,
+    static,
+)
 
 Norm = Literal["l2", "infinity", "l1"]
 _BALLS: dict[str, Any] = {"l2": L2, "infinity": Linf, "l1": L1}
@@ -45,7 +55,7 @@ def maximize_within_unit_norm(grad: Array, norm: Norm) -> Array:
 
 
 @pytree
-class AdversarialRegularization(Crafting):
+class AdversarialRegularization(Objective):
     """``cross_entropy(x) + multiplier cross_entropy(x')`` at an adversarial neighbour x'.
 
     Adversarial regularisation of Neural Structured Learning, ``nsl.keras``: by default x' is one

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import jax.numpy as jnp
 
 from advjax.training.objectives._shared import accuracy, check_fraction, smoothed_cross_entropy
-from advjax.types import Apply, Array, ArrayLike, Aux, Key, Net, Objective, pytree
+from advjax.types import Array, ArrayLike, Aux, Net, Objective, pytree
 
 
 @pytree
@@ -26,10 +25,8 @@ class Standard(Objective):
     def check(self) -> None:
         check_fraction("label_smoothing", self.label_smoothing)
 
-    def __call__(
-        self, key: Key, apply: Apply, params: Any, stats: Any, batch: Mapping[str, Array]
-    ) -> tuple[Array, Aux]:
+    def loss(self, net: Net, batch: Mapping[str, Array]) -> tuple[Array, Aux]:
         x, y = batch["x"], batch["y"]
-        logits, stats = Net(key, apply, params, stats)(x)
+        logits, stats = net(x)
         loss = jnp.mean(smoothed_cross_entropy(logits, y, self.label_smoothing))
         return loss, Aux(stats=stats, metrics={"clean_accuracy": accuracy(logits, y)})

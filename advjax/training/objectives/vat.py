@@ -11,7 +11,6 @@ import jax.numpy as jnp
 from advjax.attacks._checks import check_count, check_number
 from advjax.losses import cross_entropy, kl_divergence
 from advjax.training.objectives._shared import accuracy
-from advjax.training.objectives.crafting import Crafting
 from advjax.types import (
     NOISE,
     Array,
@@ -19,6 +18,7 @@ from advjax.types import (
     Aux,
     Key,
     Net,
+    Objective,
     fold_in_each,
     pytree,
     replace,
@@ -65,7 +65,7 @@ def virtual_direction(key: Key, model: Any, x: Array, xi: ArrayLike, iterations:
 
 
 @pytree
-class VAT(Crafting):
+class VAT(Objective):
     """Virtual adversarial training (Miyato et al. 2018, equations 5 to 8).
 
     ``cross_entropy(x) + weight KL(p(u) || p(u + eps d))`` on unlabelled images u, along the
