@@ -231,7 +231,7 @@ def test_bad_input_is_told(synthetic, tmp_path):
     with pytest.raises(ValueError, match="the grid is empty"):
         sweep(synthetic, tmp_path / "s", grid=choices(seed=[1]).where(lambda s: False))
     synthetic.write_text(synthetic.read_text().replace("grid = choices", "other = choices"))
-    with pytest.raises(ValueError, match="the file's grid is NoneType; a Grid"):
+    with pytest.raises(ValueError, match="the file's grid is NoneType; expected a Grid"):
         sweep(synthetic, tmp_path / "s")
     with pytest.raises(ValueError, match="workers=0"):
         Processes(0)
