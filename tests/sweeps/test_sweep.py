@@ -128,13 +128,13 @@ def test_another_sweep_in_the_folder_is_refused_and_nothing_is_lost(synthetic, t
         b"no sweep at all" * 100,
         b"no sweep at all\n" * 100,
         b"[1]\n",
-        b'{}\n{"name": 1}\n',
+        b'{"format": 2}\n{"name": 1}\n',
     ):
         (tmp_path / "odd" / "sweep.jsonl").write_bytes(odd)
         with pytest.raises(SweepError, match="sweep.jsonl is damaged"):
             sweep(synthetic, tmp_path / "odd")
         assert (tmp_path / "odd" / "sweep.jsonl").read_bytes() == odd
-    (tmp_path / "odd" / "sweep.jsonl").write_text('{"format": 3}\n')
+    (tmp_path / "odd" / "sweep.jsonl").write_text('{"format": 3}\n{"name": 1}\n')
     with pytest.raises(SweepError, match="is of format 3; expected format 2"):
         Store(tmp_path / "odd")
 
