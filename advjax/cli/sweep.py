@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from advjax.cli.console import Console, Progress
+from advjax.cli.console import Console
 from advjax.cli.parsing import UsageError, parse
 from advjax.cli.train import parse_beside
 
@@ -118,8 +118,7 @@ def main(args: Sequence[str]) -> None:
 
 def _run(args: Sequence[str]) -> None:
     from advjax.experiment import load_experiment
-    from advjax.sweeps import Search, SweepError, sweep, tabulate
-    from advjax.sweeps.driver import grid_of
+    from advjax.sweeps import Search, SweepError, Told, sweep, tabulate
     from advjax.sweeps.page import lost, write_page
     from advjax.training import Stopped
 
@@ -127,18 +126,16 @@ def _run(args: Sequence[str]) -> None:
     options, base = parse_beside(SweepOptions, experiment, args, PROG)
     console = Console(options.json)
     folder = options.folder or Path("sweeps") / experiment.path.stem
-    grid = grid_of(experiment.grid, base)
-    if options.trials is not None:
-        if not isinstance(grid, Search):
-            raise UsageError(f"--trials is for a Search; {experiment.path} has a grid")
-        grid = dataclasses.replace(grid, trials=options.trials)
-    for name in grid.axes:
-        option = "--" + name.replace("_", "-")
-        if any(arg.partition("=")[0].replace("_", "-") == option for arg in args):
-            raise UsageError(f"{option}: the grid of {experiment.path} sets {name} itself")
+    grid = _grid(experiment, base, options.trials, args)
     executor = _executor(options)
     try:
         with console.progress("sweep") as bar:
+
+            def watch(told: Told) -> None:
+                if told.text:
+                    console.note(told.text)
+                bar(told.ended, max(told.total, 1), _counts(told.counts))
+
             cells = sweep(
                 experiment.path,
                 folder,
@@ -148,7 +145,7 @@ def _run(args: Sequence[str]) -> None:
                 memory_gb=options.memory_gb,
                 retry=options.retry,
                 overwrite=options.overwrite,
-                progress=_Watch(console, bar),
+                progress=watch,
             )
     except Stopped as stopped:
         console.note(f"advjax: {stopped}")
@@ -171,6 +168,23 @@ def _run(args: Sequence[str]) -> None:
     console.say(f"sweep   {folder}")
     if page:
         console.say(f"page    {page}")
+
+
+def _grid(experiment: Any, base: Any, trials: int | None, args: Sequence[str]) -> Any:
+    """The file's grid or search, with so many trials; no option may be one of its axes."""
+    from advjax.sweeps import Search
+    from advjax.sweeps.driver import grid_of
+
+    grid = grid_of(experiment.grid, base)
+    if trials is not None:
+        if not isinstance(grid, Search):
+            raise UsageError(f"--trials is for a Search; {experiment.path} has a grid")
+        grid = dataclasses.replace(grid, trials=trials)
+    for name in grid.axes:
+        option = "--" + name.replace("_", "-")
+        if any(arg.partition("=")[0].replace("_", "-") == option for arg in args):
+            raise UsageError(f"{option}: the grid of {experiment.path} sets {name} itself")
+    return grid
 
 
 def _best(search: Any, cells: Sequence[Any], n: int = 10) -> str:
@@ -206,7 +220,7 @@ def _executor(options: SweepOptions) -> Any:
     for parameter in options.parameters:
         name, equals, value = parameter.partition("=")
         if not equals:
-            raise UsageError(f"--parameters {parameter}: NAME=VALUE is taken")
+            raise UsageError(f"--parameters {parameter}: expected NAME=VALUE")
         given[name] = _value(value)
     try:
         return (
@@ -225,16 +239,6 @@ def _value(text: str) -> int | float | str:
     return text
 
 
-class _Watch:
-    def __init__(self, console: Console, bar: Progress) -> None:
-        self.console, self.bar = console, bar
-
-    def __call__(self, told: Any) -> None:
-        if told.text:
-            self.console.note(told.text)
-        self.bar(told.ended, max(told.total, 1), _counts(told.counts))
-
-
 def _counts(counts: dict[str, int]) -> str:
     """``12 done, 1 ko, 2 running, 35 waiting``."""
     from advjax.sweeps.page import STATUSES
@@ -242,13 +246,15 @@ def _counts(counts: dict[str, int]) -> str:
     return ", ".join(f"{counts[name]} {name}" for name in STATUSES if counts.get(name))
 
 
-def _opened(options: FolderOptions, what: str) -> Any:
+def _read(options: FolderOptions, what: str) -> tuple[dict[str, Any], list[Any]]:
+    """What the sweep is, and its cells."""
     from advjax.sweeps import Store, SweepError
 
     if options.folder is None:
         raise UsageError(f"no sweep given: {PROG} {what} FOLDER")
     try:
-        return Store(options.folder)
+        with Store(options.folder) as store:
+            return store.about(), store.cells()
     except SweepError as error:
         raise UsageError(str(error)) from error
 
@@ -257,8 +263,7 @@ def _status(options: FolderOptions) -> None:
     from advjax.sweeps.page import lost
 
     console = Console(options.json)
-    with _opened(options, "status") as store:
-        about, cells = store.about(), store.cells()
+    about, cells = _read(options, "status")
     counts = collections.Counter(cell.status for cell in cells)
     more = max((about.get("trials") or 0) - len(cells), 0)
     left = seconds_left(cells, more)
@@ -295,8 +300,7 @@ def _table(options: TableOptions) -> None:
     from advjax.sweeps.page import lost
 
     console = Console(options.json)
-    with _opened(options, "table") as store:
-        cells = store.cells()
+    _, cells = _read(options, "table")
     table = tabulate(cells, options.metric, rows=options.rows, columns=options.columns)
     console.result({"folder": str(options.folder), "cells": records(cells)})
     console.say(table.markdown() if options.markdown else table.text())
@@ -310,9 +314,8 @@ def _page(options: PageOptions) -> None:
     from advjax.sweeps import write_page
 
     console = Console(options.json)
-    with _opened(options, "page") as store:
-        about, cells = store.about(), store.cells()
-    path = options.out or store.path.parent / PAGE
+    about, cells = _read(options, "page")
+    path = options.out or (options.folder or Path()) / PAGE
     write_page(cells, path, about=about, metric=options.metric)
     console.result({"folder": str(options.folder), "page": str(path)})
     console.say(f"page    {path}")

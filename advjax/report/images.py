@@ -54,7 +54,7 @@ def amplified(
     """
     x, x_adv = np.asarray(x, np.float32), np.asarray(x_adv, np.float32)
     if x.shape != x_adv.shape:
-        raise ValueError(f"images: given shapes {x.shape} and {x_adv.shape}; equal ones are taken")
+        raise ValueError(f"images: given shapes {x.shape} and {x_adv.shape}; expected equal ones")
     change = (x_adv - x) * np.float32(amplification(x, x_adv) if factor is None else factor)
     return np.clip(np.abs(change) if absolute else 0.5 + change, 0, 1)
 
@@ -81,9 +81,9 @@ def png_bytes(x: Any) -> bytes:
 
     x = np.asarray(x, np.float32)
     if x.ndim not in (2, 3) or (x.ndim == 3 and x.shape[2] not in (1, 3)) or x.size == 0:
-        raise ValueError(f"image: given shape {x.shape}; [H, W], [H, W, 1] or [H, W, 3] is taken")
+        raise ValueError(f"image: given shape {x.shape}; expected [H, W], [H, W, 1] or [H, W, 3]")
     if not np.isfinite(x).all():
-        raise ValueError("image: given values that are not finite; 0 to 1 are taken")
+        raise ValueError("image: given values that are not finite; expected 0 to 1")
     levels = np.round(np.clip(x, 0, 1) * 255).astype(np.uint8)
     levels = levels[..., 0] if levels.ndim == 3 and levels.shape[2] == 1 else levels
     buffer = io.BytesIO()

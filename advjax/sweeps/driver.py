@@ -129,8 +129,8 @@ def grid_of(grid: Any, base: Any) -> Grid | Search:
     found = grid(base) if callable(grid) else grid
     if not isinstance(found, (Grid, Search)):
         raise ValueError(
-            f"the file's grid is {type(found).__name__}; a Grid or Search, or a function "
-            "grid(config) that returns one, is taken"
+            f"the file's grid is {type(found).__name__}; expected a Grid or Search, or a function "
+            "grid(config) that returns one"
         )
     return found
 

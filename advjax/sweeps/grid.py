@@ -36,7 +36,7 @@ class Grid:
     def __mul__(self, other: Grid) -> Grid:
         both = sorted(set(self.axes) & set(other.axes))
         if both:
-            raise ValueError(f"{both[0]} is an axis of both grids; an axis of one of them is taken")
+            raise ValueError(f"{both[0]} is an axis of both grids; expected it in one of them")
         return Grid(tuple({**a, **b} for a in self.settings for b in other.settings))
 
     def __add__(self, other: Grid) -> Grid:
@@ -110,7 +110,7 @@ def together(**axes: Iterable[Any]) -> Grid:
     columns = {name: values_of(name, values) for name, values in axes.items()}
     lengths = {name: len(values) for name, values in columns.items()}
     if len(set(lengths.values())) > 1:
-        raise ValueError(f"given axes of {lengths} values; as many on each are taken")
+        raise ValueError(f"given axes of {lengths} values; expected as many on each")
     rows = zip(*columns.values(), strict=True)
     return Grid(tuple(dict(zip(columns, row, strict=True)) for row in rows))
 
@@ -127,7 +127,7 @@ def sample(n: int, seed: int = 0, /, **axes: Draw | Iterable[Any]) -> Grid:
       ValueError: for bad values, and where ``n`` different settings are not found.
     """
     if n < 1:
-        raise ValueError(f"n={n}; at least 1 is taken")
+        raise ValueError(f"n={n}; expected at least 1")
     draws: dict[str, Draw] = {}
     for name, axis in axes.items():
         draws[name] = axis if isinstance(axis, Draw) else Draw(values=values_of(name, axis))
@@ -224,16 +224,16 @@ def _like(before: Any, value: Any) -> Any:
 def values_of(name: str, values: Iterable[Any]) -> tuple[Any, ...]:
     """An axis's values, checked."""
     if isinstance(values, (str, bytes)) or not isinstance(values, Iterable):
-        raise ValueError(f"axis {name}: given {values!r}; a list of values is taken")
+        raise ValueError(f"axis {name}: given {values!r}; expected a list of values")
     found = tuple(values)
     if not found:
-        raise ValueError(f"axis {name} has no values; at least one is taken")
+        raise ValueError(f"axis {name} has no values; expected at least one")
     for value in found:
         parts = value if isinstance(value, (list, tuple)) else (value,)
         if not all(isinstance(part, _PLAIN) for part in parts):
             raise ValueError(
-                f"axis {name}: given {value!r}; numbers, strings, booleans, None and tuples of "
-                "them are taken"
+                f"axis {name}: given {value!r}; expected numbers, strings, booleans, None and "
+                "tuples of them"
             )
     return found
 
@@ -242,4 +242,4 @@ def _check_range(low: float, high: float, n: int = 1, *, positive: bool = False)
     good = math.isfinite(low) and math.isfinite(high) and low <= high and n >= 1
     if not good or (positive and low <= 0):
         kind = "0 < low <= high" if positive else "low <= high"
-        raise ValueError(f"given low={low}, high={high}, n={n}; {kind} and n >= 1 are taken")
+        raise ValueError(f"given low={low}, high={high}, n={n}; expected {kind} and n >= 1")

@@ -50,11 +50,11 @@ class Search:
 
     def __post_init__(self) -> None:
         if not self.axes:
-            raise ValueError("axes={}; at least one axis is taken")
+            raise ValueError("axes={}; expected at least one axis")
         if self.trials < 1:
-            raise ValueError(f"trials={self.trials}; at least 1 is taken")
+            raise ValueError(f"trials={self.trials}; expected at least 1")
         if self.sampler not in SAMPLERS:
-            raise ValueError(f"sampler={self.sampler!r}; taken are {', '.join(SAMPLERS)}")
+            raise ValueError(f"sampler={self.sampler!r}; expected one of {', '.join(SAMPLERS)}")
         axes = {
             name: axis if isinstance(axis, Draw) else Draw(values=values_of(name, axis))
             for name, axis in self.axes.items()

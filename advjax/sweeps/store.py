@@ -84,7 +84,10 @@ class Store:
             raise SweepError(f"{folder} is no sweep: it has no {FILE}")
         self._about: dict[str, Any] = {}
         self._cells: dict[str, Cell] = {}
-        content = self.path.read_bytes() if self.path.is_file() else b""
+        try:
+            content = self.path.read_bytes() if self.path.is_file() else b""
+        except OSError as error:
+            raise SweepError(f"{self.path}: {error.strerror}") from error
         if content or not write:
             self._read(content)
 
@@ -98,15 +101,14 @@ class Store:
         whole = content[: content.rfind(b"\n") + 1].splitlines()
         try:
             self._about, *changes = json.loads(b"[" + b",".join(whole) + b"]")
-            version = self._about.get("format")
+            if (version := self._about.get("format")) != FORMAT:
+                raise SweepError(f"{self.path} is of format {version}; expected format {FORMAT}")
             fields: dict[str, dict[str, Any]] = {}
             for change in changes:
                 fields.setdefault(change["name"], {}).update(change)
             self._cells = {name: Cell(**found) for name, found in fields.items()}
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise SweepError(f"{self.path} is damaged: {error}") from error
-        if version != FORMAT:
-            raise SweepError(f"{self.path} is of format {version}; expected format {FORMAT}")
 
     # --- reading ------------------------------------------------------------------------------
 
@@ -193,12 +195,13 @@ class Store:
         self._append({"name": name, **fields})
 
     def _append(self, line: Mapping[str, Any]) -> None:
-        size = self.path.stat().st_size
         try:
+            size = self.path.stat().st_size
             with self.path.open("ab") as file:
                 file.write(_lines([line]))
         except OSError as error:
-            os.truncate(self.path, size)  # no half a line before the next one
+            if self.path.is_file():
+                os.truncate(self.path, size)  # no half a line before the next one
             raise self._full(error) from error
 
     def _full(self, error: OSError) -> SweepError:

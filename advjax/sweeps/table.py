@@ -282,7 +282,7 @@ def export(cells: Sequence[Cell], path: str | os.PathLike[str]) -> Path:
     elif path.suffix == ".parquet":
         content = _parquet(rows)
     else:
-        raise ValueError(f"given {path.name}; a name that ends in .csv or .parquet is taken")
+        raise ValueError(f"given {path.name}; expected a name that ends in .csv or .parquet")
     with whole_file(path) as file:
         file.write(content)
     return path

@@ -136,7 +136,7 @@ def test_it_tells_itself_as_json(file: Path, capsys: pytest.CaptureFixture[str])
         (["none.py"], "no experiment file"),
         (["numbers.py", "--executor", "here", "--workers", "2"], "--workers is not for --executor"),
         (["numbers.py", "--address", "auto"], "--address is not for --executor here"),
-        (["numbers.py", "--executor", "ray", "--parameters", "gpus"], "NAME=VALUE is taken"),
+        (["numbers.py", "--executor", "ray", "--parameters", "gpus"], "expected NAME=VALUE"),
         (["numbers.py", "--executor", "ray", "--parameters", "cores=1"], "argument 'cores'"),
         (["status"], "no sweep given"),
         (["table", "nowhere"], "nowhere is no sweep: it has no sweep.jsonl"),

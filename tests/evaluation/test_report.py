@@ -74,6 +74,7 @@ def test_a_report_is_one_well_formed_page_that_loads_nothing(found, tmp_path):
     assert sources and all(value.startswith("data:image/png;base64,") for value in sources)
     assert not re.search(r"https?://|url\(|@import", text)
     assert not any(name.startswith("on") for _, name, _ in page.attributes)
+    assert "default-src 'none'" in text and "script-src" not in text
     assert "prefers-color-scheme: dark" in text
     assert [p.name for p in tmp_path.iterdir()] == ["r.html"]
 

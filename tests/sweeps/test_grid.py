@@ -68,15 +68,15 @@ def test_random_settings_are_drawn_by_the_seed_and_a_longer_list_begins_alike():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: choices(lr=0.1), "axis lr: given 0.1; a list of values"),
-        (lambda: choices(network="plain"), "a list of values is taken"),
+        (lambda: choices(lr=0.1), "axis lr: given 0.1; expected a list of values"),
+        (lambda: choices(network="plain"), "expected a list of values"),
         (lambda: choices(lr=[]), "axis lr has no values"),
         (lambda: choices(lr=[object()]), "numbers, strings"),
         (lambda: choices(lr=[1]) * choices(lr=[2]), "lr is an axis of both"),
         (lambda: together(lr=[1], seed=[1, 2]), "as many on each"),
         (lambda: choices(l_r=[1]).configs(Config()), "the grid sets l_r; fields of Config are lr"),
         (lambda: sample(3, 0, network=["a", "b"]), "gave 2 different settings"),
-        (lambda: sample(0, lr=[1]), "at least 1 is taken"),
+        (lambda: sample(0, lr=[1]), "expected at least 1"),
         (lambda: geometric(0, 1, 3), "0 < low <= high"),
         (lambda: uniform(2, 1), "low <= high"),
     ],

@@ -233,8 +233,8 @@ def test_stopped_and_lost_cells_rank_behind(tmp_path):
     ("arguments", "words"),
     [
         ({"axes": {}}, "axes={}"),
-        ({"trials": 0}, "trials=0; at least 1"),
-        ({"sampler": "cma"}, "sampler='cma'; taken are tpe, random"),
+        ({"trials": 0}, "trials=0; expected at least 1"),
+        ({"sampler": "cma"}, "sampler='cma'; expected one of tpe, random"),
         ({"axes": {"lr": 3}}, "axis lr: given 3"),
     ],
 )

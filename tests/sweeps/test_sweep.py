@@ -128,13 +128,13 @@ def test_another_sweep_in_the_folder_is_refused_and_nothing_is_lost(synthetic, t
         b"no sweep at all" * 100,
         b"no sweep at all\n" * 100,
         b"[1]\n",
-        b'{}\n{"name": 1}\n',
+        b'{"format": 2}\n{"name": 1}\n',
     ):
         (tmp_path / "odd" / "sweep.jsonl").write_bytes(odd)
         with pytest.raises(SweepError, match="sweep.jsonl is damaged"):
             sweep(synthetic, tmp_path / "odd")
         assert (tmp_path / "odd" / "sweep.jsonl").read_bytes() == odd
-    (tmp_path / "odd" / "sweep.jsonl").write_text('{"format": 3}\n')
+    (tmp_path / "odd" / "sweep.jsonl").write_text('{"format": 3}\n{"name": 1}\n')
     with pytest.raises(SweepError, match="is of format 3; expected format 2"):
         Store(tmp_path / "odd")
 
@@ -231,7 +231,7 @@ def test_bad_input_is_told(synthetic, tmp_path):
     with pytest.raises(ValueError, match="the grid is empty"):
         sweep(synthetic, tmp_path / "s", grid=choices(seed=[1]).where(lambda s: False))
     synthetic.write_text(synthetic.read_text().replace("grid = choices", "other = choices"))
-    with pytest.raises(ValueError, match="the file's grid is NoneType; a Grid"):
+    with pytest.raises(ValueError, match="the file's grid is NoneType; expected a Grid"):
         sweep(synthetic, tmp_path / "s")
     with pytest.raises(ValueError, match="workers=0"):
         Processes(0)
