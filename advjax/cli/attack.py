@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from advjax.cli.console import Console
-from advjax.cli.methods import Budget, make, norm_of, parse_with_attacks
+from advjax.cli.methods import Budget, make, needs_radius, norm_of, parse_with_attacks
 from advjax.cli.options import Images, Run
 from advjax.cli.parsing import UsageError
 from advjax.cli.predict import logits_of, softmax
@@ -73,8 +73,10 @@ def main(args: Sequence[str]) -> None:
     penalised = entry.name == "Penalised"
     if options.signed and not penalised:
         raise UsageError(f"--signed is for penalised, not for {entry.name.lower()}")
-    if options.images and options.eps is None and entry.limited:
+    if options.images and options.eps is None and needs_radius(entry):
         raise UsageError("no radius given: --eps, for instance 0.1 or 8/255")
+    if options.eps is not None and not entry.norms:
+        raise UsageError(f"{entry.name.lower()} has no norm that --eps could limit")
     twice = [stem for stem, n in Counter(path.stem for path in options.images).items() if n > 1]
     if twice:
         raise UsageError(f"two images are called {twice[0]}, their results would be one file")

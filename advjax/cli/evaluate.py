@@ -11,7 +11,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from advjax.cli.console import Console
-from advjax.cli.methods import Budget, make, norm_of, parse_with_attacks, starts_at_random
+from advjax.cli.methods import (
+    Budget,
+    make,
+    needs_radius,
+    norm_of,
+    parse_with_attacks,
+    starts_at_random,
+)
 from advjax.cli.options import Run, Trained, load_run
 from advjax.cli.parsing import UsageError
 
@@ -88,9 +95,9 @@ def _attacks(
     """Name to attack, for every eps."""
     norm, budget = norm_of(entry, options.budget), options.budget
     method = "-".join([entry.name.lower(), *([norm] if norm else [])])
-    radii: tuple[float | None, ...] = options.eps
+    radii: tuple[float | None, ...] = options.eps if entry.norms else (None,)
     if not radii:
-        radii = (run.eps(norm) if entry.limited else None,)
+        radii = (run.eps(norm) if needs_radius(entry) else None,)
     named = {}
     for eps in radii:
         if not alone and budget.restarts != 1:

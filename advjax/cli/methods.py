@@ -200,6 +200,11 @@ def norm_of(entry: Entry, budget: Budget) -> str | None:
     return budget.norm
 
 
+def needs_radius(entry: Entry) -> bool:
+    """Whether it works on a budget; others look for the smallest change, or have no norm."""
+    return entry.limited and bool(entry.norms) and entry.oracle != "labels"
+
+
 def starts_at_random(attack: Attack) -> bool:
     """Whether another run of it begins elsewhere."""
     fields = {f.name: getattr(attack, f.name) for f in dataclasses.fields(attack)}  # type: ignore[arg-type]

@@ -230,6 +230,10 @@ def test_an_attack_may_be_named_after_the_images_with_its_own_fields(
     (least,) = told(capsys, "attack", images[0], "ddn", "--run", run, "--out", tmp_path)["images"]
     assert least["success"] and least["distance"] == pytest.approx(least["distances"]["l2"], 1e-3)
     assert "no attack 'pdg'" in complaint(capsys, "attack", images[0], "pdg", *args)
+    assert "patch needs --pixels" in complaint(capsys, "attack", images[0], "patch", "--run", run)
+    assert "flow has no norm that --eps" in complaint(
+        capsys, "attack", images[0], "flow", "--run", run, "--eps", "0.1"
+    )
 
 
 # --- damaged and foreign runs -------------------------------------------------------------------
