@@ -28,5 +28,7 @@ from advjax.training.retraining import Round as Round
 from advjax.training.retraining import retrain as retrain
 from advjax.training.spec import Training as Training
 from advjax.training.together import fit_together as fit_together
+from advjax.types import Objective as _Objective
 
+Crafting = _Objective  # its name where it crafts its inputs
 _faces.declare(__name__)

@@ -23,6 +23,5 @@ from advjax.training.objectives.neighbours import (
 from advjax.training.objectives.standard import Standard as Standard
 from advjax.training.objectives.trades import TRADES as TRADES
 from advjax.training.objectives.vat import VAT as VAT
-from advjax.types import Objective as Crafting  # its name where it crafts its inputs
 
 _faces.declare(__name__)
