@@ -11,9 +11,9 @@ package: ``from_json(text, trusted=("my_attacks",))``. A function is looked up, 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
-import functools
 import importlib
 import json
 import math
@@ -83,7 +83,10 @@ def from_json(
             "version of advjax that wrote it, or make the object again and write that"
         )
     reader = _Reader(dict(values or {}), (*TRUSTED, *trusted))
-    made = reader.read(found.get("of", found), "")
+    try:
+        made = reader.read(found.get("of", found), "")
+    except (KeyError, TypeError) as error:
+        raise SpecError(f"a damaged spec: expected what to_json wrote; {error!r}") from error
     if reader.values:
         raise SpecError(f"values: the spec has no place {next(iter(reader.values))!r}")
     return made
@@ -106,12 +109,13 @@ def readable(described: Any) -> Any:
         return [readable(v) for v in described] if isinstance(described, list) else described
     if "is" not in described:
         return {name: readable(v) for name, v in described.items()}
-    fields = {name: readable(v) for name, v in described.items() if name != "is"}
     kind = described["is"].rpartition(".")[2]
-    if "arguments" in fields:  # what schedule(...) or optimizer(...) makes
-        kind, fields = fields["name"], fields["arguments"]
-    elif "value" in fields:
-        return fields["value"]
+    parts: Mapping[str, Any] = {name: v for name, v in described.items() if name != "is"}
+    if kind in ("Optimizer", "Schedule", "network"):  # known by the name that they were made by
+        kind, parts = parts["name"], parts["fields" if kind == "network" else "arguments"]
+    elif "value" in parts and "." not in described["is"]:
+        return readable(parts["value"])
+    fields = {name: readable(v) for name, v in parts.items()}
     return f"{kind}({', '.join(f'{name}={value}' for name, value in fields.items())})"
 
 
@@ -175,6 +179,11 @@ class _Writer:
 
     def _object(self, value: Any, at: str) -> dict[str, Any]:
         cls = type(value)
+        if _is_module(value):
+            from advjax.models import describe as network_of
+
+            with contextlib.suppress(ValueError):  # a network of your own is written by its fields
+                return {"is": "network", **network_of(value)}
         path = path_of(cls)
         if path is None and self.strict:
             raise SpecError(f"{cls.__qualname__} has no import path; expected a module's class")
@@ -196,9 +205,6 @@ class _Writer:
         return {name: self.write(v, _under(at, name)) for name, v in value.items()}
 
     def _named(self, value: Any, at: str) -> dict[str, Any]:
-        if isinstance(value, functools.partial):
-            parts = {"function": value.func, "args": value.args, "keywords": value.keywords}
-            return {"is": "partial", **{n: self.write(v, _under(at, n)) for n, v in parts.items()}}
         if isinstance(value, np.dtype) or isinstance(getattr(value, "dtype", None), np.dtype):
             return {"is": "dtype", "value": jnp.dtype(value).name}
         path = path_of(value)
@@ -247,9 +253,6 @@ class _Reader:
             return {name: self.read(v, _under(at, name)) for name, v in spec.items()}
         if isinstance(kind, str) and "." in kind:
             return self._object(kind, spec, at)
-        if kind == "partial":
-            parts = {name: self.read(spec[name], _under(at, name)) for name in spec if name != "is"}
-            return functools.partial(parts["function"], *parts["args"], **parts["keywords"])
         return self._value(kind, spec.get("value"), spec, at)
 
     def _value(self, kind: Any, value: Any, spec: Mapping[str, Any], at: str) -> Any:
@@ -258,6 +261,10 @@ class _Reader:
         }  # fmt: skip
         if kind in plain:
             return plain[kind](value)
+        if kind == "network":
+            from advjax.models import create
+
+            return create(spec["name"], **spec["fields"])
         if kind == "pairs":
             return dict(self.read(value, at))
         if kind == "array" and isinstance(value, list):
@@ -336,9 +343,13 @@ def _read_array(values: list[Any], spec: Mapping[str, Any]) -> Any:
 
 def _fields(value: Any) -> list[dataclasses.Field[Any]]:
     """What the object was made of; of a flax module, without its place in a larger one."""
-    linen = sys.modules.get("flax.linen")
-    own = ("parent", "name") if linen is not None and isinstance(value, linen.Module) else ()
+    own = ("parent", "name") if _is_module(value) else ()
     return [f for f in dataclasses.fields(value) if f.init and f.name not in own]
+
+
+def _is_module(value: Any) -> bool:
+    linen = sys.modules.get("flax.linen")
+    return linen is not None and isinstance(value, linen.Module)
 
 
 def _known(wrong: str, known: list[str]) -> str:

@@ -257,6 +257,8 @@ def test_what_has_no_import_path_is_refused_by_its_place():
         ({"is": "advjax.PGD", "step": 3}, "unknown field 'step' of advjax.PGD; did you mean steps"),
         ({"is": "advjax.PGD"}, "advjax.PGD: .*missing .* 'ball'"),
         ({"is": "advjax.Linf", "eps": -1.0}, "advjax.Linf: .*eps"),
+        ({"is": "float"}, "a damaged spec: expected what to_json wrote"),
+        ({"is": "network", "name": "mlp"}, "a damaged spec: .*fields"),
         ({"is": "advjax.evaluate"}, "advjax.evaluate is no dataclass"),
         ({"is": "my.attacks.Mine"}, r"my.attacks.Mine is not of advjax, .*trusted=\('my',\)"),
         ({"is": "os.system"}, "os.system is not of advjax"),
@@ -280,9 +282,22 @@ def test_reading_runs_nothing_but_constructors(tmp_path, monkeypatch):
     assert "hostile_module" not in sys.modules
 
 
+def test_networks_of_the_zoo_are_written_by_their_name():
+    for name in ("mlp", "densenet121", "resnet18"):
+        module = create(name, classes=7, dtype=jnp.bfloat16)
+        told = describe(module)
+        assert told["is"] == "network" and told["name"] == name and told["fields"]["classes"] == 7
+        assert from_json(to_json(module)) == module
+    assert readable(describe(create("mlp", hidden=(3,)))) == "mlp(hidden=[3])"
+    with pytest.raises(ValueError, match="unknown model 'mpl'; did you mean mlp"):
+        from_json({"is": "network", "name": "mpl", "fields": {}})
+
+
 def test_people_read_it():
     adam = optimizer("adam", schedule("triangular", peak=0.005, top=20, steps=100))
     said = readable({"optimizer": describe(adam), "n": [1, describe(Linf(0.1))]})
     assert said["optimizer"] == "adam(learning_rate=triangular(peak=0.005, top=20, steps=100))"
     assert said["n"] == [1, "Linf(eps=0.1, lower=0.0, upper=1.0, mask=None)"]
     assert "loss=advjax.cross_entropy" in readable(describe(ATTACK))
+    assert readable(describe(Held(value=1))) == "Held(value=1.0, function=None)"
+    assert readable({"is": "my.Config", "name": "a", "lr": 0.1}) == "Config(name=a, lr=0.1)"

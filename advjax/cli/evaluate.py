@@ -76,34 +76,41 @@ def main(args: Sequence[str]) -> None:
         raise UsageError(f"no run given: {PROG} RUN ...")
     console = Console(options.json)
     if not options.attack and not options.eps:
-        if given:
-            raise UsageError(f"--{next(iter(given))} is for an attack: --attack pgd, or --eps 0.1")
+        idle = [*given, *(n for n, v in vars(options.budget).items() if v != vars(Budget())[n])]
+        if idle or options.targeted:
+            name = next(iter(idle), "targeted")
+            raise UsageError(f"--{name} is for an attack: --attack pgd, or --eps 0.1")
         entries = []
+    random = [e.name for e in entries if _starts_at_random(e, options, given)]
     found = []
     for path in options.runs:
         run = load_run(path, options.checkpoint)
         attacks = {}
         for entry in entries:
-            attacks.update(_attacks(entry, run, options, given, alone=len(entries) == 1))
+            budget = options.budget  # the restarts are those of the attacks that can be varied
+            if random and entry.name not in random:
+                budget = dataclasses.replace(budget, restarts=1)
+            attacks.update(_attacks(entry, run, options, budget, given))
         found.append(_evaluate(run, options, given, attacks, console))
     console.result({"evaluations": found})
 
 
+def _starts_at_random(entry: Entry, options: Options, given: Mapping[str, Any]) -> bool:
+    once = dataclasses.replace(options.budget, restarts=1)
+    return starts_at_random(make(entry, 0.1 if needs_radius(entry) else None, once, given))
+
+
 def _attacks(
-    entry: Entry, run: Run, options: Options, given: Mapping[str, Any], alone: bool
+    entry: Entry, run: Run, options: Options, budget: Budget, given: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Name to attack, for every eps."""
-    norm, budget = norm_of(entry, options.budget), options.budget
+    norm = norm_of(entry, budget)
     method = "-".join([entry.name.lower(), *([norm] if norm else [])])
     radii: tuple[float | None, ...] = options.eps if entry.norms else (None,)
     if not radii:
         radii = (run.eps(norm) if needs_radius(entry) else None,)
     named = {}
     for eps in radii:
-        if not alone and budget.restarts != 1:
-            plain = make(entry, eps, dataclasses.replace(budget, restarts=1), given)
-            if not starts_at_random(plain):  # other attacks may
-                budget = dataclasses.replace(budget, restarts=1)
         name = method if eps is None else f"{method} eps {eps:.4g}"
         named[name] = make(entry, eps, budget, given, targeted=options.targeted)
     return named

@@ -114,6 +114,10 @@ def test_evaluate_takes_the_fields_of_any_attack_and_the_runs_own_radius(
         capsys, "evaluate", run, "--attack", "pgd", "--norm", "l2"
     )
     assert "--steps is for an attack" in complaint(capsys, "evaluate", run, "--steps", "3")
+    assert "--restarts is for an attack" in complaint(capsys, "evaluate", run, "--restarts", "3")
+    assert "no random start" in complaint(
+        capsys, "evaluate", run, "--attack", "fgsm", "apgd", "--eps", "0.1", "--restarts", "3"
+    )
 
 
 # --- predict ----------------------------------------------------------------------------------
