@@ -11,7 +11,10 @@ _CLOSED = {"circle", "path", "polygon", "polyline", "rect"}
 
 
 class Markup(str):
-    """Text that is HTML or SVG already."""
+    """Text that is HTML or SVG already; as it is, a section of a page."""
+
+    def html(self) -> str:
+        return self
 
 
 def escaped(value: Any) -> Markup:

@@ -28,16 +28,6 @@ class Section(Protocol):
 
 
 @dataclasses.dataclass(frozen=True)
-class Html:
-    """A part that is HTML already."""
-
-    text: str
-
-    def html(self) -> str:
-        return self.text
-
-
-@dataclasses.dataclass(frozen=True)
 class Text:
     """Paragraphs, separated by empty lines, under a heading."""
 

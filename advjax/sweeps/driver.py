@@ -157,25 +157,20 @@ def _open(stack: contextlib.ExitStack, folder: Path, overwrite: bool) -> None:
             (folder / name).unlink(missing_ok=True)
 
 
+@dataclasses.dataclass
 class _Driver:
     """The mutable middle of ``sweep``."""
 
-    def __init__(
-        self,
-        store: Store,
-        experiment: Path,
-        executor: Executor,
-        progress: Callable[[Told], None] | None,
-        memory: float | None,
-        base: Any,
-        search: Search | None,
-    ) -> None:
-        self.store, self.folder, self.experiment = store, store.path.parent, experiment
-        self.executor, self.progress, self.memory = executor, progress, memory
-        self.base, self.search = base, search
-        self.histories: dict[str, Any] = {}  # of the finished cells of a search
-        self.running: set[str] = set()
-        self.counts: collections.Counter[str] = collections.Counter()
+    store: Store
+    experiment: Path
+    executor: Executor
+    progress: Callable[[Told], None] | None
+    memory: float | None
+    base: Any
+    search: Search | None
+    histories: dict[str, Any] = dataclasses.field(default_factory=dict)  # of a search's cells
+    running: set[str] = dataclasses.field(default_factory=set)
+    counts: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
 
     def start(self, about: dict[str, Any], cells: list[Cell]) -> list[Cell]:
         """The cells of the grid, or of the search so far, as the store has them."""
@@ -212,7 +207,7 @@ class _Driver:
         with Signals() as signals:
             try:
                 with self.executor:
-                    self.executor.start(self.folder)
+                    self.executor.start(self.store.path.parent)
                     while (waiting or self.running or more) and signals.received is None:
                         while (waiting or more) and (worker := self.executor.free()) is not None:
                             if not waiting:
@@ -234,7 +229,7 @@ class _Driver:
                 raise Stopped(signals.received, f"{ended} of {sum(self.counts.values())} cells")
 
     def _folder(self, name: str) -> Path:
-        return self.folder / "cells" / name
+        return self.store.path.parent / "cells" / name
 
     def _wait_again(self, name: str) -> None:
         self.store.change(name, status="waiting", reason="", losses=0)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from advjax.report.markup import Markup, element, joined
-from advjax.report.page import Facts, Html, Script, Section, write_report
+from advjax.report.page import Facts, Script, Section, write_report
 from advjax.sweeps.grid import canonical
 from advjax.sweeps.store import Cell, Store
 from advjax.sweeps.table import axes_of, default_metric, metrics_of, show
@@ -52,7 +52,7 @@ def write_page(
     axes = {axis["name"] for axis in data["axes"]}
     fixed = {n: show(v) for n, v in (cells[0].config if cells else {}).items() if n not in axes}
     controls, *parts = _file("page.html").split("\n\n")
-    sections: list[Section] = [*map(Html, parts)]
+    sections: list[Section] = [*map(Markup, parts)]
     if fixed:
         sections.append(Facts(fixed, "The same in every cell"))
     write_report(

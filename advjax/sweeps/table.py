@@ -96,18 +96,17 @@ class Table:
 
     def header(self) -> list[list[str]]:
         """A line of column titles for each column axis."""
-        blank = [""] * (len(self.row_axes) - 1)
+        titles = [*self.row_axes] or [""]
+        blank = [""] * (len(titles) - 1)
         lines = [
             [*blank, axis, *(show(column[i]) for column in self.columns)]
             for i, axis in enumerate(self.column_axes)
         ] or [[*blank, "", self.metric]]
-        return [*lines[:-1], [*self._corner(lines[-1])]] if self.row_axes else lines
-
-    def _corner(self, line: list[str]) -> list[str]:
-        titles = list(self.row_axes)
-        if self.column_axes:
-            titles[-1] += " \\ " + self.column_axes[-1]
-        return [*titles, *line[len(self.row_axes) :]]
+        if self.row_axes:
+            if self.column_axes:
+                titles[-1] += " \\ " + self.column_axes[-1]
+            lines[-1][: len(titles)] = titles
+        return lines
 
     def lines(self) -> list[list[str]]:
         """The rows as text."""
