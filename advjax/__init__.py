@@ -65,6 +65,7 @@ if TYPE_CHECKING:
         train_universal,
         train_universal_deepfool,
     )
+    from advjax.goals import Misclassify, Target, Undetected
     from advjax.balls import L0, L1, L2, Ball, Linf
     from advjax.data import Augment, Dataset, load
     from advjax.defences import (
@@ -230,6 +231,7 @@ _LAZY = {
         "train_universal",
         "train_universal_deepfool",
     ),
+    "advjax.goals": ("Misclassify", "Target", "Undetected"),
     "advjax.balls": ("L0", "L1", "L2", "Ball", "Linf"),
     "advjax.losses": (
         "cross_entropy",
@@ -241,11 +243,13 @@ _LAZY = {
     "advjax.types": (
         "Apply",
         "Aux",
+        "Goal",
         "Model",
         "Objective",
         "Record",
         "as_model",
         "example_keys",
+        "per_example",
         "pytree",
         "replace",
         "static",
@@ -345,6 +349,11 @@ def __dir__() -> list[str]:
 
 
 __all__ = [
+    "Goal",
+    "Misclassify",
+    "Target",
+    "Undetected",
+    "per_example",
     "ABSTAIN",
     "APGD",
     "AWP",

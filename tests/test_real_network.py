@@ -23,7 +23,7 @@ from advjax import (
     load,
     replace,
 )
-from advjax.attacks import _iterate
+from advjax.attacks.core import driver as _iterate
 
 KEY = jax.random.key(3)
 # One process trains the network, once.

@@ -1,6 +1,7 @@
 """Attacks: one idea per file, composed, never subclassed."""
 
-from advjax.attacks._iterate import Attack, auto_loop, device_loop, host_loop
+from advjax.attacks.core.driver import device_loop, host_loop
+from advjax.types import Attack, auto_loop
 from advjax.attacks.apgd import APGD
 from advjax.attacks.autoattack import AutoAttack
 from advjax.attacks.boundary import Boundary
@@ -28,11 +29,11 @@ from advjax.attacks.lattice import Lattice
 from advjax.attacks.minimal_norm import MinimalNorm
 from advjax.attacks.nes import NES
 from advjax.attacks.one_pixel import OnePixel
-from advjax.attacks.oracle import Labels, Scores
+from advjax.attacks.core.oracle import Labels, Scores
 from advjax.attacks.patch import Patch, train_patch
 from advjax.attacks.penalised import Penalised
 from advjax.attacks.pgd import BIM, FGSM, MIM, PGD
-from advjax.attacks.saliency import JSMA
+from advjax.attacks.jsma import JSMA
 from advjax.attacks.sigma_zero import SigmaZero
 from advjax.attacks.simba import SimBA
 from advjax.attacks.spatial import Spatial

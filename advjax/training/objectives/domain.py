@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from advjax.attacks._checks import check_number
+from advjax.arguments import check_number
 from advjax.losses import cross_entropy
 from advjax.training.objectives._shared import accuracy, training_pass
 from advjax.types import Apply, Array, ArrayLike, Aux, Key, pytree, replace, static

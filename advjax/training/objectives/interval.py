@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from advjax.attacks._checks import check_ball
+from advjax.arguments import check_ball
 from advjax.balls import Ball, Linf
 from advjax.defences.interval_bounds import box, worst_margins
 from advjax.losses import cross_entropy

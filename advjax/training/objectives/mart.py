@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from advjax.attacks import PGD
-from advjax.attacks._checks import check_number
+from advjax.arguments import check_number
 from advjax.losses import cross_entropy
 from advjax.training.objectives._shared import accuracy, frozen
 from advjax.training.objectives.crafting import Crafting

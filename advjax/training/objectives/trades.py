@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from advjax.attacks import PGD
-from advjax.attacks._checks import check_number
+from advjax.arguments import check_number
 from advjax.losses import cross_entropy, kl_divergence
 from advjax.training.objectives._shared import (
     ATTACK,
@@ -28,7 +28,7 @@ _SECOND = 3  # the tag of a second pass, whose dropout is its own
 
 def check_pgd(objective: str, attack: Any) -> None:
     """Raises unless the attack is an untargeted ``PGD``, whose start and loss can be chosen."""
-    if not isinstance(attack, PGD) or attack.targeted:
+    if not isinstance(attack, PGD) or attack.goal.targeted:
         raise TypeError(f"{objective}: given attack={attack!r}; an untargeted PGD is taken")
 
 
