@@ -32,6 +32,9 @@ if TYPE_CHECKING:
     from advjax.evaluation import success_over_draws as success_over_draws
     from advjax.evaluation import transfer_matrix as transfer_matrix
     from advjax.evaluation import wilson as wilson
+    from advjax.goals import Misclassify as Misclassify
+    from advjax.goals import Target as Target
+    from advjax.goals import Undetected as Undetected
     from advjax.losses import cross_entropy as cross_entropy
     from advjax.losses import dlr as dlr
     from advjax.losses import kl_divergence as kl_divergence
@@ -56,11 +59,13 @@ if TYPE_CHECKING:
     from advjax.training.objectives import *
     from advjax.types import Apply as Apply
     from advjax.types import Aux as Aux
+    from advjax.types import Goal as Goal
     from advjax.types import Model as Model
     from advjax.types import Objective as Objective
     from advjax.types import Record as Record
     from advjax.types import as_model as as_model
     from advjax.types import example_keys as example_keys
+    from advjax.types import per_example as per_example
     from advjax.types import pytree as pytree
     from advjax.types import replace as replace
     from advjax.types import static as static

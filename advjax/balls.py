@@ -7,13 +7,22 @@ number or ``[B]`` numbers, in pixel units, and is a pytree leaf like the bounds 
 from __future__ import annotations
 
 import abc
-import dataclasses
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from advjax.types import Array, ArrayLike, Key, example_keys, fold_in_each, pytree, replace, static
+from advjax.answers import example_keys, fold_in_each
+from advjax.pytrees import (
+    Array,
+    ArrayLike,
+    Key,
+    Settings,
+    per_example,
+    pytree,
+    replace,
+    static,
+)
 
 # Passes of the projections' searches, more than any of 2,000 hard cases of up to 150,528 features
 # took (13 and 33). A number, not a test for convergence: that would tie the examples of a batch,
@@ -57,24 +66,28 @@ def _euclidean(delta: Array) -> Array:
     return largest * jnp.sqrt(jnp.sum(scaled * scaled, axis=axes, keepdims=True))
 
 
-def _largest_few(scores: Array, k: Array) -> Array:
-    """Bool, ``[B, ...]``: the ``k`` largest of an example's scores, all >= 0; ties by position.
+def _largest_bits(scores: Array, n: Array) -> tuple[Array, Array]:
+    """The bits of scores ``[B, D]``, all >= 0, and of the ``n``-th largest, ``[B, 1]``.
 
-    Two searches bit by bit, for the k-th largest score and for the last of those equal to it, cost
-    a tenth of a sort.
+    Floats that are not negative have the order of their bits: 31 passes find it exactly, for a
+    tenth of what a sort costs.
     """
-    flat = scores.reshape(scores.shape[0], -1)
-    # Floats that are not negative have the order of their bits.
-    bits = jax.lax.bitcast_convert_type(flat.astype(jnp.float32), jnp.int32)
-    count = lambda chosen: jnp.sum(chosen, axis=1, keepdims=True)
-    k = jnp.broadcast_to(k, (flat.shape[0],) + (1,) * (scores.ndim - 1)).reshape(-1, 1)
-    none = jnp.zeros_like(bits[:, :1])
+    bits = jax.lax.bitcast_convert_type(scores.astype(jnp.float32), jnp.int32)
 
     def refine(j: Array, threshold: Array) -> Array:
         tried = threshold | (1 << (30 - j))
-        return jnp.where(count(bits >= tried) >= k, tried, threshold)
+        enough = jnp.sum(bits >= tried, axis=1, keepdims=True) >= n
+        return jnp.where(enough, tried, threshold)
 
-    threshold = jax.lax.fori_loop(0, 31, refine, none)
+    return bits, jax.lax.fori_loop(0, 31, refine, jnp.zeros_like(bits[:, :1]))
+
+
+def _largest_few(scores: Array, k: Array) -> Array:
+    """Bool, ``[B, ...]``: the ``k`` largest of an example's scores, all >= 0; ties by position."""
+    flat = scores.reshape(scores.shape[0], -1)
+    count = lambda chosen: jnp.sum(chosen, axis=1, keepdims=True)
+    k = jnp.broadcast_to(k, (flat.shape[0],) + (1,) * (scores.ndim - 1)).reshape(-1, 1)
+    bits, threshold = _largest_bits(flat, k)
     above, tied = bits > threshold, bits == threshold
     left = k - count(above)
     position = jnp.arange(flat.shape[1], dtype=jnp.int32)
@@ -84,14 +97,25 @@ def _largest_few(scores: Array, k: Array) -> Array:
         tried = end | (1 << (high - 1 - j))
         return jnp.where(count(tied & (position < tried)) <= left, tried, end)
 
-    end = jax.lax.fori_loop(0, high, extend, none)
+    end = jax.lax.fori_loop(0, high, extend, jnp.zeros_like(threshold))
     # The search ends below 2**high: one more may fit.
     end = jnp.where(count(tied & (position <= end)) <= left, end + 1, end)
     return (above | (tied & (position < end))).reshape(scores.shape)
 
 
+def signs_of_largest(grad: Array, n: Array) -> Array:
+    """The signs of the ``n [B]`` largest entries, shared out so that they sum to one in size.
+
+    Entries equal to the last of them count too; those that are zero never do.
+    """
+    bits, threshold = _largest_bits(jnp.abs(grad).reshape(grad.shape[0], -1), n[:, None])
+    chosen = (bits >= threshold) & (bits > 0)
+    share = chosen / jnp.maximum(jnp.sum(chosen, axis=1, keepdims=True), 1)
+    return jnp.sign(grad) * share.reshape(grad.shape).astype(grad.dtype)
+
+
 @pytree
-class Ball(abc.ABC):
+class Ball(Settings, abc.ABC):
     """All perturbations within ``eps`` of zero, inside the box, on the mask.
 
     Attributes:
@@ -103,10 +127,10 @@ class Ball(abc.ABC):
       mask: which pixels may change (nonzero), broadcastable to the images; None for all of them.
     """
 
-    eps: ArrayLike = dataclasses.field(kw_only=False, default=np.inf)
+    eps: ArrayLike = per_example(kw_only=False, default=np.inf)
     lower: float | tuple[float, ...] = static(default=0.0)
     upper: float | tuple[float, ...] = static(default=1.0)
-    mask: ArrayLike | None = None
+    mask: ArrayLike | None = per_example(image=True, default=None)
 
     def check(self) -> None:
         name = type(self).__name__
@@ -171,12 +195,13 @@ class Ball(abc.ABC):
         inside = self.project(delta, jnp.minimum(lower - x, 0), jnp.maximum(upper - x, 0))
         return jnp.clip(x + inside, lower, upper)
 
-    def _masked(self, delta: Array) -> Array:
+    def masked(self, delta: Array) -> Array:
+        """The change ``[B, ...]`` of the features that may change; zero elsewhere."""
         return delta if self.mask is None else delta * jnp.asarray(self.mask, delta.dtype)
 
-    def _free(self, x: Array) -> Array:
+    def free(self, x: Array) -> Array:
         """``[B]`` number of features that may change."""
-        return jnp.sum(self._masked(jnp.ones_like(x)), axis=_over_features(x))
+        return jnp.sum(self.masked(jnp.ones_like(x)), axis=_over_features(x))
 
 
 @pytree
@@ -185,7 +210,7 @@ class Linf(Ball):
 
     def sample(self, key: Key, x: Array) -> Array:
         draw = lambda k: jax.random.uniform(k, x.shape[1:], x.dtype, -1, 1)
-        return self._masked(
+        return self.masked(
             jax.vmap(draw)(example_keys(key, x.shape[0])) * _per_example(self.eps, x)
         )
 
@@ -193,11 +218,11 @@ class Linf(Ball):
         self, delta: Array, lower: ArrayLike = -jnp.inf, upper: ArrayLike = jnp.inf
     ) -> Array:
         eps = _per_example(self.eps, delta)
-        return self._masked(jnp.clip(delta, jnp.maximum(-eps, lower), jnp.minimum(eps, upper)))
+        return self.masked(jnp.clip(delta, jnp.maximum(-eps, lower), jnp.minimum(eps, upper)))
 
     def steepest(self, grad: Array, x: Array | None = None) -> Array:
         del x
-        return self._masked(jnp.sign(grad))
+        return self.masked(jnp.sign(grad))
 
     def size(self, delta: Array) -> Array:
         return _largest(delta).reshape(delta.shape[0])
@@ -214,8 +239,8 @@ class L2(Ball):
         )
         uniform = jax.vmap(lambda k: jax.random.uniform(k, (), x.dtype))(fold_in_each(keys, 1))
         # The volume grows as radius^d, so radius = u^(1/d) is uniform in the ball.
-        radius = _per_example(uniform ** (1 / jnp.maximum(self._free(x), 1)), x)
-        direction = self._masked(normal)
+        radius = _per_example(uniform ** (1 / jnp.maximum(self.free(x), 1)), x)
+        direction = self.masked(normal)
         length = _euclidean(direction)
         return _per_example(self.eps, x) * radius * direction / jnp.where(length > 0, length, 1)
 
@@ -228,7 +253,7 @@ class L2(Ball):
         so does that set, which ends the search with the exact answer (and before it inside the
         ball).
         """
-        delta = self._masked(delta)
+        delta = self.masked(delta)
         axes, eps, largest = _over_features(delta), _per_example(self.eps, delta), _largest(delta)
         unit = delta / jnp.where(largest > 0, largest, 1)
         total = lambda values: jnp.sum(values, axis=axes, keepdims=True)
@@ -246,7 +271,7 @@ class L2(Ball):
 
     def steepest(self, grad: Array, x: Array | None = None) -> Array:
         del x
-        grad = self._masked(grad)
+        grad = self.masked(grad)
         largest = _largest(grad)
         grad = grad / jnp.where(largest > 0, largest, 1)
         length = _euclidean(grad)
@@ -279,7 +304,7 @@ class L1(Ball):
             fold_in_each(keys, 0)
         )
         slack = jax.vmap(lambda k: jax.random.exponential(k, (), x.dtype))(fold_in_each(keys, 1))
-        delta = self._masked(laplace)
+        delta = self.masked(laplace)
         # d exponentials and one more, divided by their sum, are uniform in the simplex's interior.
         total = _per_example(self.size(delta) + slack, x)
         return _per_example(self.eps, x) * delta / jnp.where(total > 0, total, 1)
@@ -292,7 +317,7 @@ class L1(Ball):
         The size falls in t, linearly between breakpoints: Newton's step inside a bracket, or the
         bracket's middle, ends on the right piece, where Newton's step is exact.
         """
-        delta = self._masked(delta)
+        delta = self.masked(delta)
         axes, magnitude = _over_features(delta), jnp.abs(delta)
         eps = _per_example(self.eps, delta)
         room = jnp.where(delta > 0, upper, -jnp.asarray(lower))
@@ -318,7 +343,7 @@ class L1(Ball):
         return jnp.sign(delta) * jnp.clip(magnitude - t, 0, room)
 
     def steepest(self, grad: Array, x: Array | None = None) -> Array:
-        magnitude = jnp.abs(self._masked(grad)).reshape(grad.shape[0], -1)
+        magnitude = jnp.abs(self.masked(grad)).reshape(grad.shape[0], -1)
         free = magnitude
         if x is not None:
             lower, upper = self.bounds
@@ -347,7 +372,7 @@ class L0(Ball):
     def sample(self, key: Key, x: Array) -> Array:
         keys = example_keys(key, x.shape[0])
         uniform = lambda k: jax.random.uniform(k, x.shape[1:], x.dtype)
-        scores = self._masked(jax.vmap(uniform)(fold_in_each(keys, 0)))
+        scores = self.masked(jax.vmap(uniform)(fold_in_each(keys, 0)))
         chosen = _largest_few(scores, jnp.floor(_per_example(self.eps, x))) & (scores > 0)
         lower, upper = self.bounds
         value = lower + jax.vmap(uniform)(fold_in_each(keys, 1)) * (upper - lower)
@@ -356,7 +381,7 @@ class L0(Ball):
     def project(
         self, delta: Array, lower: ArrayLike = -jnp.inf, upper: ArrayLike = jnp.inf
     ) -> Array:
-        delta = self._masked(delta)
+        delta = self.masked(delta)
         cut = jnp.clip(delta, lower, upper)
         gain = delta**2 - (delta - cut) ** 2  # what changing the feature brings nearer
         chosen = _largest_few(gain, jnp.floor(_per_example(self.eps, delta)))
@@ -365,7 +390,7 @@ class L0(Ball):
     def steepest(self, grad: Array, x: Array | None = None) -> Array:
         """The gradient with its largest entry scaled to one; the projection picks the features."""
         del x
-        grad = self._masked(grad)
+        grad = self.masked(grad)
         largest = _largest(grad)
         return grad / jnp.where(largest > 0, largest, 1)
 

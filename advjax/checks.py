@@ -11,7 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from advjax.types import Array, ArrayLike, example_keys, is_stochastic
+from advjax.answers import example_keys, is_stochastic
+from advjax.pytrees import Array, ArrayLike
 
 # Un-normalising or storing images as float16 leaves them a few ulp outside the box.
 _TOLERANCE = 1e-5

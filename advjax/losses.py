@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from advjax.types import Array
+from advjax.pytrees import Array
 
 
 def _label_and_others(logits: Array, y: Array) -> tuple[Array, Array]:

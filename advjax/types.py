@@ -7,19 +7,44 @@ Keys are ``jax.random.key``, come first and are consumed: one key, or ``[B]`` ke
 
 from __future__ import annotations
 
+import abc
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Protocol, TypeVar, dataclass_transform, runtime_checkable
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
 import jax
-import jax.numpy as jnp
-import numpy as np
-from jax.tree_util import GetAttrKey, register_pytree_with_keys
 
-Array = jax.Array
-Key = jax.Array
-ArrayLike = Any  # whatever jnp.asarray takes
-T = TypeVar("T")
+from advjax.answers import (  # noqa: F401
+    as_model,
+    example_keys,
+    fold_in_each,
+    is_stochastic,
+    runs_on_host,
+)
+from advjax.checks import check_batch
+from advjax.losses import margin
+from advjax.pytrees import (  # noqa: F401
+    Array,
+    ArrayLike,
+    Key,
+    Settings,
+    driver_only,
+    per_example,
+    pytree,
+    replace,
+    static,
+)
+
+if TYPE_CHECKING:
+    from advjax.balls import Ball
+
+LossFn = Callable[[Array, Array], Array]
+"""``(logits [B, K], y [B]) -> [B]``."""
+
+Loop = Callable[[int, Callable[[Any, Any], Any], Any], Any]
+"""``(n, body, state) -> state`` after ``state = body(i, state)`` for i from 0 to n - 1."""
+
+Stage = tuple[int | None, "Attack"]
 
 
 @runtime_checkable
@@ -27,7 +52,9 @@ class Model(Protocol):
     """A callable pytree: its arrays are data, so a new checkpoint is never a new trace.
 
     ``model(x)`` takes ``[B, ...]`` images and returns ``[B, K]`` float logits. A randomised model
-    sets ``stochastic = True`` and is called ``model(x, key=keys)`` with ``[B]`` keys.
+    sets ``stochastic = True`` and is called ``model(x, key=keys)`` with ``[B]`` keys; one that
+    answers in S draws returns ``[S, B, K]``. A model that calls back to the host sets
+    ``on_host = True``. ``advjax.answers`` alone reads these two, and asks.
     """
 
     def __call__(self, x: Array, /) -> Array: ...
@@ -84,8 +111,8 @@ class Objective:
     """A training loss that is also a pytree: beta and the inner eps sweep and vmap.
 
     Here is every hook that a training or an objective around another one asks for; ``loss`` is the
-    only one that has to be written. ``as_objective`` makes one of any other callable pytree, with
-    the hooks that it has.
+    only one that has to be written. A training makes one of any other callable pytree, with the
+    hooks that it has.
 
     A loss may have two phases: ``craft`` finds the worst inputs, ``loss`` is of what was found.
     ``AWP`` looks at the loss of the same crafted inputs at two places of the parameters.
@@ -146,90 +173,6 @@ class Objective:
         return carry
 
 
-def static(**kwargs: Any) -> Any:
-    """A dataclass field that is structure (compared, hashed, a new trace), not a pytree leaf."""
-    return dataclasses.field(metadata={"static": True}, **kwargs)
-
-
-def _as_leaf(value: Any) -> Any:
-    """Numbers as float32 arrays: ``1``, ``1.0``, ``np.float32(1)`` are one trace, not three."""
-    if isinstance(value, (bool, np.bool_)):
-        return value
-    if isinstance(value, (int, float, np.number)):
-        return np.asarray(value, np.float32)
-    if isinstance(value, (list, tuple)) and value:
-        numbers = all(isinstance(v, (int, float, np.number)) for v in value)
-        return np.asarray(value, np.float32) if numbers else value
-    if isinstance(value, np.ndarray) and value.dtype.kind in "iuf":
-        return value.astype(np.float32)
-    return value
-
-
-def _show(value: Any) -> str:
-    if isinstance(value, np.ndarray | np.generic) and value.ndim == 0:
-        return f"{value.item():.6g}"
-    if callable(value) and hasattr(value, "__name__"):
-        return value.__name__
-    return repr(value)
-
-
-@dataclass_transform(
-    frozen_default=True, kw_only_default=True, field_specifiers=(static, dataclasses.field)
-)
-def pytree(cls: type[T]) -> type[T]:
-    """Makes a class a frozen, keyword-only dataclass and a pytree.
-
-    Fields are leaves unless made with ``static``; numbers among the leaves are float32 arrays.
-    ``None`` is structure. A field made with ``dataclasses.field(kw_only=False)`` is positional.
-    A method ``check`` runs after construction, never when JAX rebuilds the object. Objects compare
-    by identity: comparing arrays has no single truth value.
-    """
-    cls = dataclasses.dataclass(frozen=True, kw_only=True, eq=False, repr=False)(cls)
-    fields = dataclasses.fields(cls)  # type: ignore[arg-type]
-    leaves = tuple(f.name for f in fields if not f.metadata.get("static"))
-    statics = tuple(f.name for f in fields if f.metadata.get("static"))
-    generated_init = cls.__init__
-
-    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
-        generated_init(self, *args, **kwargs)
-        for name in leaves:
-            object.__setattr__(self, name, _as_leaf(getattr(self, name)))
-        check = getattr(self, "check", None)
-        if check is not None:
-            check()
-
-    def __repr__(self: Any) -> str:
-        shown = ", ".join(f"{f.name}={_show(getattr(self, f.name))}" for f in fields)
-        return f"{type(self).__name__}({shown})"
-
-    def flatten(self: Any) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
-        return tuple(getattr(self, n) for n in leaves), tuple(getattr(self, n) for n in statics)
-
-    def flatten_with_keys(self: Any) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
-        return tuple((GetAttrKey(n), getattr(self, n)) for n in leaves), tuple(
-            getattr(self, n) for n in statics
-        )
-
-    def unflatten(aux: tuple[Any, ...], children: Iterable[Any]) -> Any:
-        # Not through __init__: JAX unflattens with tracers and with placeholder objects.
-        self = object.__new__(cls)
-        for name, value in zip(leaves, children, strict=True):
-            object.__setattr__(self, name, value)
-        for name, value in zip(statics, aux, strict=True):
-            object.__setattr__(self, name, value)
-        return self
-
-    setattr(cls, "__init__", __init__)  # noqa: B010
-    setattr(cls, "__repr__", __repr__)  # noqa: B010
-    register_pytree_with_keys(cls, flatten_with_keys, unflatten, flatten)
-    return cls
-
-
-def replace(obj: T, **changes: Any) -> T:
-    """A copy of a frozen pytree with some fields changed."""
-    return dataclasses.replace(obj, **changes)  # type: ignore[type-var]
-
-
 @pytree
 class Aux:
     """What an objective returns beside the loss.
@@ -243,6 +186,32 @@ class Aux:
     metrics: Any
 
 
+class Goal(Settings, abc.ABC):
+    """What an attack wants of a model's output, per example; a frozen pytree.
+
+    ``advjax.goals`` has those of classifiers. An output that is not finite reaches no goal; whoever
+    asks the model sees to that, a goal need not.
+    """
+
+    targeted: ClassVar[bool] = False
+    """Whether ``y`` says what is to be reached, instead of what is true."""
+
+    @abc.abstractmethod
+    def loss(self, surrogate: LossFn, outputs: Array, y: Array) -> Array:
+        """``[B]``, larger is nearer to the goal.
+
+        Args:
+          surrogate: the differentiable loss of the attack, ``(outputs, y) -> [B]``, which grows
+            as the outputs leave ``y``.
+          outputs: one draw of the model's answer, ``[B, K]`` logits of a classifier.
+          y: ``[B]``.
+        """
+
+    @abc.abstractmethod
+    def reached(self, outputs: Array, y: Array) -> Array:
+        """``[B]`` bool; arguments as for ``loss``."""
+
+
 @pytree
 class Record:
     """What an attack did, per example.
@@ -250,6 +219,8 @@ class Record:
     Attributes:
       x_adv: ``[B, ...]`` adversarial images inside ball and box.
       success: ``[B]`` bool, judged by a forward pass on ``x_adv``.
+      invalid: ``[B]`` bool, the model's answer on ``x_adv`` is not finite: neither a success nor
+        a failure.
       loss: ``[B]`` the attack's loss at ``x_adv``; larger is more adversarial.
       distance: ``[B]`` the ball's norm of ``x_adv - x``.
       forwards: ``[B]`` int32, forward passes spent on the example.
@@ -261,6 +232,7 @@ class Record:
 
     x_adv: Array
     success: Array
+    invalid: Array
     loss: Array
     distance: Array
     forwards: Array
@@ -269,155 +241,119 @@ class Record:
     zero_gradient: Array
 
 
-@pytree
-class _Function:
-    """A plain function as a model; equal functions are one trace."""
-
-    function: Callable[[Array], Array] = static()
-
-    def __call__(self, x: Array) -> Array:
-        return self.function(x)
+def auto_loop(n: int, body: Callable[[Any, Any], Any], state: Any) -> Any:
+    """``host_loop`` on a CPU outside a trace, ``device_loop`` elsewhere."""
+    return jax.lax.fori_loop(0, n, body, state)
 
 
-@pytree
-class _Mixed:
-    """A callable pytree some of whose leaves are no arrays (activation functions, flags)."""
+class Attack(Settings, abc.ABC):
+    """A way to make images that a model gets wrong; a frozen pytree.
 
-    arrays: tuple[Any, ...]
-    others: tuple[Any, ...] = static()
-    treedef: Any = static()
-
-    @property
-    def whole(self) -> Any:
-        leaves = [b if a is None else a for a, b in zip(self.arrays, self.others, strict=True)]
-        return jax.tree.unflatten(self.treedef, leaves)
-
-    @property
-    def stochastic(self) -> bool:
-        return is_stochastic(self.whole)
-
-    @property
-    def on_host(self) -> bool:
-        return runs_on_host(self.whole)
-
-    def __call__(self, x: Array, **options: Any) -> Array:
-        logits: Array = self.whole(x, **options)
-        return logits
-
-
-def as_model(model: Any) -> Any:
-    """Any callable as a pytree that crosses ``jit`` as data.
-
-    Takes a callable pytree (``Classifier``, ``nnx.Module``, Equinox module, ``Partial``) or a plain
-    function. A function that closes over weights works, but its weights are constants of the
-    compiled program: another checkpoint is another compilation.
-
-    Raises:
-      TypeError: if ``model`` is not callable.
+    Numbers are leaves: another eps or another checkpoint is never another compilation, and
+    ``vmap`` over them is a sweep. Which of them may be one per example is said by ``per_example``.
+    To change an attack, wrap it.
     """
-    if not callable(model):
-        raise TypeError(f"a model is a callable, model(x) -> logits; given {type(model).__name__}")
-    leaves, treedef = jax.tree.flatten(model)
-    if len(leaves) == 1 and leaves[0] is model:
-        return _Function(function=model)
-    is_array = [isinstance(leaf, (jax.Array, np.ndarray, np.number)) for leaf in leaves]
-    if all(is_array):
-        return model
-    return _Mixed(
-        arrays=tuple(leaf if a else None for leaf, a in zip(leaves, is_array, strict=True)),
-        others=tuple(None if a else leaf for leaf, a in zip(leaves, is_array, strict=True)),
-        treedef=treedef,
-    )
-
-
-@pytree
-class _Plain(Objective):
-    """A user's callable pytree as an objective: the one place where its hooks are looked for."""
-
-    objective: Any
-    function: Any = static(default=None)  # instead of that, one that is no pytree
-
-    @property
-    def _given(self) -> Any:
-        return self.objective if self.function is None else self.function
-
-    @property
-    def replays(self) -> int:  # type: ignore[override]
-        return getattr(self._given, "replays", 1)
-
-    @property
-    def carries(self) -> bool:
-        return getattr(self._given, "carries", hasattr(self._given, "start"))
 
     def __call__(
-        self, key: Key, apply: Apply, params: Any, stats: Any, batch: Mapping[str, Array]
-    ) -> tuple[Array, Aux]:
-        return self._given(key, apply, params, stats, batch)
+        self, key: Key, model: Model, x: ArrayLike, y: ArrayLike, *, loop: Loop = auto_loop
+    ) -> Array:
+        """Adversarial images ``[B, ...]``.
 
-    def loss(self, net: Net, batch: Mapping[str, Array]) -> tuple[Array, Aux]:
-        return self(net.key, net.apply, net.params, net.stats, batch)
+        Args:
+          key: one key (example i then draws from ``fold_in(key, i)``) or ``[B]`` keys.
+          model: ``model(x) -> logits [B, K]``: a callable pytree or a function.
+          x: ``[B, ...]`` float images inside the box.
+          y: ``[B]`` integer labels; the targets where the attack's goal is targeted.
+          loop: runs the attack's steps; ``auto_loop``, ``host_loop``, ``device_loop`` or your own.
 
-    def at(self, step: Array) -> Objective:
-        at = getattr(self._given, "at", None)
-        return self if at is None else as_objective(at(step))
+        Raises:
+          TypeError: on a wrong dtype, or a model that cannot be called.
+          ValueError: on a wrong shape, images outside the box, labels out of range, or an eps that
+            fits neither one example nor all of them.
+        """
+        return self._checked(key, model, x, y, record=False, loop=loop).x_adv
 
-    def threat(self) -> Any:
-        return getattr(getattr(self._given, "attack", None), "ball", None)
+    def run(
+        self, key: Key, model: Model, x: ArrayLike, y: ArrayLike, *, loop: Loop = auto_loop
+    ) -> Record:
+        """The same attack with the whole record of what happened; arguments as for a call."""
+        return self._checked(key, model, x, y, record=True, loop=loop)
 
-    def start(self, shape: tuple[int, ...]) -> Any:
-        return self._given.start(shape) if self.carries else None
+    def _checked(
+        self, key: Key, model: Model, x: Any, y: Any, *, record: bool, loop: Loop
+    ) -> Record:
+        model = as_model(model)
+        lower, upper = self.bounds
+        x, y = check_batch(model, x, y, lower=lower, upper=upper)
+        self.check_fits(x)
+        return self.solve(key, model, x, y, record=record, loop=loop)
 
-    def advance(self, carry: Any, gradient: Any) -> Any:
-        return self._given.advance(carry, gradient)
+    @abc.abstractmethod
+    def solve(
+        self,
+        key: Key,
+        model: Model,
+        x: Array,
+        y: Array,
+        *,
+        record: bool,
+        loop: Loop = auto_loop,
+    ) -> Record:
+        """The attack itself, on checked arguments; ``record=False`` promises ``x_adv`` alone."""
 
+    if TYPE_CHECKING:  # fields, class attributes, or properties where they follow from others
 
-def as_objective(objective: Any) -> Objective:
-    """Any callable pytree or plain function as an ``Objective`` with every hook.
+        @property
+        def ball(self) -> Ball | None:
+            """The perturbations that it stays in; None where no norm limits it."""
 
-    Raises:
-      TypeError: if it is not callable.
-    """
-    if isinstance(objective, _Plain) or (
-        isinstance(objective, Objective) and type(objective).__call__ is Objective.__call__
-    ):
-        return objective
-    if not callable(objective):
-        raise TypeError(
-            f"given {type(objective).__name__}; expected an objective, "
-            "objective(key, apply, params, stats, batch) -> (loss, Aux)"
-        )
-    leaves = jax.tree.leaves(objective)
-    if len(leaves) == 1 and leaves[0] is objective:  # no pytree: a function
-        return _Plain(objective=None, function=objective)
-    return _Plain(objective=objective)
+        @property
+        def goal(self) -> Goal:
+            """What it wants of the model, as the caller sees it: whether ``y`` are targets."""
 
+        @property
+        def loss(self) -> LossFn:
+            """The loss of its record; ``margin`` where the attack has no other."""
 
-def is_stochastic(model: Any) -> bool:
-    """Whether the model wants ``key=``: it says so with ``stochastic = True``."""
-    return bool(getattr(model, "stochastic", False))
+    else:
+        loss = property(lambda self: margin)
 
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        annotated = [base.__dict__.get("__annotations__", {}) for base in cls.__mro__]
+        declared = {name for names in annotated for name in names}
+        missing = [n for n in ("ball", "goal") if n not in declared and not hasattr(cls, n)]
+        if missing:
+            raise TypeError(
+                f"{cls.__name__}: an attack without {' and '.join(missing)}; expected a field, a "
+                "class attribute or a property (ball = None where no norm limits it)"
+            )
 
-def runs_on_host(tree: Any) -> bool:
-    """Whether anything in a pytree (a model, an attack) calls back: it says ``on_host = True``."""
-    calls = lambda node: getattr(node, "on_host", False) is True
-    return any(map(calls, jax.tree.leaves(tree, is_leaf=calls)))
+    @property
+    @abc.abstractmethod
+    def bounds(self) -> tuple[ArrayLike, ArrayLike]:
+        """The image box it stays in."""
 
+    @abc.abstractmethod
+    def with_goal(self, goal: Goal) -> Attack:
+        """The attack with another goal."""
 
-def example_keys(key: Key, ids: int | Array) -> Key:
-    """``[B]`` keys: example i's is ``fold_in(key, id_i)``. ``[B]`` keys pass through.
+    @abc.abstractmethod
+    def scaled(self, factor: ArrayLike) -> Attack:
+        """The attack with its budget (and its step) multiplied."""
 
-    Args:
-      key: one key, or ``[B]`` keys.
-      ids: how many examples, or their ``[B]`` ids.
-    """
-    ids = jnp.arange(ids) if isinstance(ids, int) else jnp.asarray(ids)
-    if jnp.ndim(key) == 0:
-        return jax.vmap(jax.random.fold_in, (None, 0))(key, ids)
-    if key.shape != ids.shape:
-        raise ValueError(f"given keys of shape {key.shape}; one key or {ids.shape} keys are taken")
-    return key
+    def parts(self) -> tuple[Attack, ...]:
+        """The attacks directly inside this one."""
+        return ()
 
+    def stages(self) -> tuple[Stage, ...]:
+        """``(tag, attack)`` parts whose worst case per example is this attack.
 
-def fold_in_each(keys: Key, data: int | Array) -> Key:
-    """``[B]`` keys, each folded with the same number."""
-    return jax.vmap(jax.random.fold_in, (0, None))(keys, data)
+        A part with a tag draws from ``fold_in_each(keys, tag)``. An evaluation runs the parts one
+        by one and drops the examples that are already fooled.
+        """
+        return ((None, self),)
+
+    def walk(self) -> tuple[Attack, ...]:
+        """This attack and all attacks inside it, outermost first."""
+        return (self, *(inner for part in self.parts() for inner in part.walk()))

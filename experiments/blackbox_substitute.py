@@ -34,7 +34,7 @@ import jax
 import numpy as np
 
 from advjax import FGSM, Linf, Standard, Training, create, evaluate, fit, load
-from advjax.attacks.oracle import Labels
+from advjax.attacks.core.oracle import Labels
 from advjax.attacks.substitute import Substitute, train_substitute
 from advjax.attacks.transferred import Transferred
 from advjax.data import to_float

@@ -9,6 +9,7 @@ NAMES = """
 ABSTAIN APGD AWP Accuracy AdversarialRegularization Apply Attack Augment AutoAttack Aux BIM Ball
 BitDepth Boundary CarliniWagner CarliniWagnerL0 CarliniWagnerLinf Certificate Classifier Curve
 DANN DDN DIFGSM Dataset DeepFool EAD EOT EnsembleAdversarial Evaluation External FAB FGSM FMN
+Goal Misclassify Target Undetected per_example
 FeatureSqueezing Flow FreeAT GradAlign GradientPenalty GraphRegularization Heads HopSkipJump IBP
 JPEG JSMA JumpReLU KernelDensity L0 L1 L2 Labels Lattice Linf LogitSqueezing MART MIM Madry
 Mahalanobis MedianFilter MinimalNorm Model MultiTask NES NIFGSM NoisyConvolutions Objective

@@ -23,7 +23,7 @@ from advjax import (
     load,
     replace,
 )
-from advjax.attacks import _iterate
+from advjax.attacks.core import driver
 
 KEY = jax.random.key(3)
 # One process trains the network, once.
@@ -102,7 +102,7 @@ def test_one_device_equals_eight(network, attacked):
 def test_eight_eps_and_four_checkpoints_are_one_trace(network):
     model, _, x, y = network
     attack = PGD(ball=Linf(0.1), steps=4)
-    pieces = (_iterate._init, _iterate._step, _iterate._finish)
+    pieces = (driver._init, driver._step, driver._finish)
     before = [piece._cache_size() for piece in pieces]
     for scale in (1.0, 1.1, 0.9, -1.0):
         variables = jax.tree.map(lambda v, s=scale: v * s, model.variables)

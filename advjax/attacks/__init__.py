@@ -1,10 +1,6 @@
 """Attacks: one idea per file, composed, never subclassed."""
 
 from advjax import _faces
-from advjax.attacks._iterate import Attack as Attack
-from advjax.attacks._iterate import auto_loop as auto_loop
-from advjax.attacks._iterate import device_loop as device_loop
-from advjax.attacks._iterate import host_loop as host_loop
 from advjax.attacks.apgd import APGD as APGD
 from advjax.attacks.autoattack import AutoAttack as AutoAttack
 from advjax.attacks.boundary import Boundary as Boundary
@@ -19,6 +15,10 @@ from advjax.attacks.compose import WorstOf as WorstOf
 from advjax.attacks.compose import every_target as every_target
 from advjax.attacks.compose import least_likely_target as least_likely_target
 from advjax.attacks.compose import random_target as random_target
+from advjax.attacks.core.driver import device_loop as device_loop
+from advjax.attacks.core.driver import host_loop as host_loop
+from advjax.attacks.core.oracle import Labels as Labels
+from advjax.attacks.core.oracle import Scores as Scores
 from advjax.attacks.ddn import DDN as DDN
 from advjax.attacks.deepfool import DeepFool as DeepFool
 from advjax.attacks.ead import EAD as EAD
@@ -26,12 +26,11 @@ from advjax.attacks.fab import FAB as FAB
 from advjax.attacks.flow import Flow as Flow
 from advjax.attacks.fmn import FMN as FMN
 from advjax.attacks.hop_skip_jump import HopSkipJump as HopSkipJump
+from advjax.attacks.jsma import JSMA as JSMA
 from advjax.attacks.lattice import Lattice as Lattice
 from advjax.attacks.minimal_norm import MinimalNorm as MinimalNorm
 from advjax.attacks.nes import NES as NES
 from advjax.attacks.one_pixel import OnePixel as OnePixel
-from advjax.attacks.oracle import Labels as Labels
-from advjax.attacks.oracle import Scores as Scores
 from advjax.attacks.patch import Patch as Patch
 from advjax.attacks.patch import train_patch as train_patch
 from advjax.attacks.penalised import Penalised as Penalised
@@ -39,7 +38,6 @@ from advjax.attacks.pgd import BIM as BIM
 from advjax.attacks.pgd import FGSM as FGSM
 from advjax.attacks.pgd import MIM as MIM
 from advjax.attacks.pgd import PGD as PGD
-from advjax.attacks.saliency import JSMA as JSMA
 from advjax.attacks.sigma_zero import SigmaZero as SigmaZero
 from advjax.attacks.simba import SimBA as SimBA
 from advjax.attacks.spatial import Spatial as Spatial
@@ -56,5 +54,7 @@ from advjax.attacks.transferred import Transferred as Transferred
 from advjax.attacks.universal import Universal as Universal
 from advjax.attacks.universal import train_universal as train_universal
 from advjax.attacks.universal import train_universal_deepfool as train_universal_deepfool
+from advjax.types import Attack as Attack
+from advjax.types import auto_loop as auto_loop
 
 _faces.declare(__name__)

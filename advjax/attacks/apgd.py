@@ -7,39 +7,28 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from advjax.attacks._checks import (
-    check_ball,
-    check_count,
-    check_loss,
-    check_per_example,
-    check_rank,
-)
-from advjax.attacks._iterate import Iterative, Judgement, Loop, LossFn, auto_loop, judge, outcome
-from advjax.attacks._rows import row, widen
-from advjax.attacks._sparse import changed, signs_of_largest
-from advjax.balls import L1, L2, Ball, Linf
+from advjax.answers import draws_of, example_keys, fold_if_any, fold_in_each, is_stochastic
+from advjax.arguments import check_ball, check_count, check_goal, check_loss, check_rank
+from advjax.attacks.core.boundaries import of_rank
+from advjax.attacks.core.driver import Iterative
+from advjax.attacks.core.judging import Judgement, Tally, ask, ask_with_gradient, judge
+from advjax.attacks.core.minimal import at_distance
+from advjax.attacks.core.rows import row, vanished, widen
+from advjax.balls import L0, L1, L2, Ball, Linf, signs_of_largest
+from advjax.goals import Misclassify
 from advjax.losses import cross_entropy, targeted_dlr
-from advjax.types import (
-    Array,
-    ArrayLike,
-    Key,
-    Record,
-    example_keys,
-    fold_in_each,
-    is_stochastic,
-    pytree,
-    replace,
-    static,
-)
+from advjax.pytrees import Array, ArrayLike, Key, driver_only, per_example, pytree, replace, static
+from advjax.types import Goal, LossFn, Model
 
 # What a key is folded with for the start and for a randomised model's answers; _STEP + i at step i.
-_START, _CLEAN, _LAST, _RESULT, _STEP = range(5)
+_START, _CLEAN, _LAST, _STEP = 0, 1, 2, 4
 
 _NEW_SHARE = 0.75  # how much of the new step goes in; the rest is momentum
 _SHORTER = 1.5  # L1: divides the step size, and the best's pixels into those that a step moves
 _SHORTEST = 0.1  # L1: smallest step size, in eps
 _FIRST = 5.0  # L1: divides all pixels into those that the first steps move
 _SPARSER = 0.95  # L1: a best with less than this share of the pixels before is progress
+_changed = L0().size  # how many pixels a perturbation has
 
 
 @pytree
@@ -67,11 +56,7 @@ class _State:
     shortened: Array  # whether the last checkpoint shortened the step
     pixels: Any  # L1: how many pixels the best perturbation had at the last checkpoint
     moved: Any  # L1: how many pixels a step moves
-    forwards: Array
-    backwards: Array
-    first_success: Array
-    zero_gradient: Array
-    probabilities: Array
+    tally: Tally
 
 
 @pytree
@@ -100,52 +85,48 @@ class APGD(Iterative):
       shrink: in L1, 30 % of the steps in a ball three times as large, 30 % in one twice as large,
         and the rest in the ball itself, where alone images count. The last step of the first two
         parts is the projection of their best on the next ball.
-      targeted: labels are targets and the loss is lowered; see ``Targeted``.
-      horizon: the number of steps as data, set for the compiled pieces; leave it None.
-      loop: who iterates; ``auto_loop``, ``host_loop``, ``device_loop`` or your own.
+      goal: what is wanted, see ``Targeted``.
     """
 
     ball: Ball
-    steps: int = static(default=100)
+    steps: int = driver_only(default=100)
     loss: LossFn = static(default=cross_entropy)
-    rank: ArrayLike = None
+    rank: ArrayLike = per_example(default=None)
     rho: float = static(default=0.75)
     until_success: bool = static(default=True)
     shrink: bool = static(default=False)
-    targeted: bool = static(default=False)
-    horizon: ArrayLike = None
-    loop: Loop = static(default=auto_loop)
+    goal: Goal = Misclassify()
 
     def check(self) -> None:
         check_ball("APGD", self.ball, Linf, L2, L1, finite=True)
         check_count("APGD", "steps", self.steps, 0)
         if not 0 <= self.rho <= 1:
-            raise ValueError(f"APGD: given rho={self.rho!r}; 0 to 1 is taken")
+            raise ValueError(f"APGD: given rho={self.rho!r}; expected 0 to 1")
         if self.shrink and not isinstance(self.ball, L1):
-            raise ValueError(f"APGD: given shrink=True with {self.ball!r}; an L1 ball is taken")
-        check_rank("APGD", self.rank, self.targeted)
-        check_loss("APGD", self.loss, self.targeted)
+            raise ValueError(f"APGD: given shrink=True with {self.ball!r}; expected an L1 ball")
+        check_rank("APGD", self.rank, self.goal)
+        if self.rank is not None:
+            check_goal("APGD with a rank", self.goal, Misclassify)
+        check_loss("APGD", self.loss, self.goal)
 
-    def check_fits(self, x: Array) -> None:
-        check_per_example(x, eps=self.ball.eps, rank=self.rank)
-
-    def init(self, key: Key, model: Any, x: Array, y: Array) -> _State:
+    def init(self, key: Key, model: Model, x: Array, y: Array, steps: Array) -> _State:
         keys = example_keys(key, x.shape[0])
-        sparse = isinstance(self.ball, L1)
-        total = jnp.asarray(self.steps if self.horizon is None else self.horizon, jnp.int32)
         zero = jnp.zeros_like(row(x))
-        count, never = zero.astype(jnp.int32), zero > 0
-        looks = self.until_success or self.rank is not None
-        nothing = None, ~never, never
-        target, live, fooled = self._look(keys, model, x, y) if looks else nothing
-        start = self._start(keys, x, total)
-        window = self._window(total, 0)
+        never, target, tally = zero > 0, None, Tally.start(x)
+        live, fooled = ~never, never
+        if self.until_success or self.rank is not None:
+            judged, target, live = self._look(keys, model, x, y)
+            fooled = judged.success & self.until_success
+            live &= ~fooled
+            tally = tally.spend(forwards=1).see(replace(judged, success=fooled), 0)
+        sparse = isinstance(self.ball, L1)
+        start, window = self._start(keys, x, steps), self._window(steps, 0)
         pixels = moved = None
         if sparse:
-            pixels = changed(start - x) if self.shrink else self.ball._free(x)
+            pixels = _changed(start - x) if self.shrink else self.ball.free(x)
             moved = _fewer(pixels, _SHORTER if self.shrink else _FIRST)
         return _State(
-            total=total,
+            total=steps,
             window=window,
             checkpoint=window,
             keys=keys if is_stochastic(model) else None,
@@ -161,47 +142,30 @@ class APGD(Iterative):
             success=fooled,
             step_size=zero + (1 if sparse else 2),
             loss=zero + jnp.inf,
-            rises=count,
+            rises=zero.astype(jnp.int32),
             loss_then=zero - jnp.inf,
             shortened=~never,
             pixels=pixels,
             moved=moved,
-            forwards=count + looks,
-            backwards=count,
-            first_success=fooled.astype(jnp.int32) - 1,
-            zero_gradient=count,
-            probabilities=~never,
+            tally=tally,
         )
 
-    def _look(self, keys: Key, model: Any, x: Array, y: Array) -> tuple[Any, Array, Array]:
-        """From the clean images: the rank's classes, who is to be attacked, who is fooled."""
-        draws = model(x, key=fold_in_each(keys, _CLEAN)) if is_stochastic(model) else model(x)
-        draws = draws.reshape((-1, *draws.shape[-2:]))
-        classes, target, live = draws.shape[-1], None, y >= 0
+    def _look(self, keys: Key, model: Model, x: Array, y: Array) -> tuple[Judgement, Any, Array]:
+        """Of the clean images: their judgement, the rank's classes, and who has such a class."""
+        draws = draws_of(model, x, fold_in_each(keys, _CLEAN))
+        target, able = None, y >= 0
         if self.rank is not None:
-            is_label = jax.nn.one_hot(y, classes, dtype=bool)
-            order = jnp.argsort(jnp.where(is_label, jnp.inf, -draws.mean(axis=0)), stable=True)
-            rank = jnp.broadcast_to(jnp.asarray(self.rank, jnp.int32), y.shape)
-            place = jnp.minimum(rank, classes - 1)[:, None] - 1
-            target = jnp.take_along_axis(order, place, axis=-1)[:, 0].astype(y.dtype)
-            live = rank < classes
-        reached = jnp.argmax(draws, axis=-1) == y
-        fooled = jnp.mean(reached if self.targeted else ~reached, axis=0, dtype=x.dtype) > 0.5
-        fooled &= self.until_success
-        return target, live & ~fooled, fooled
+            target = of_rank(draws.mean(axis=0), y, self.rank)
+            able &= jnp.asarray(self.rank) < draws.shape[-1]
+        return judge(self.goal, self.loss, draws, y), target, able
 
     def _start(self, keys: Key, x: Array, total: Array) -> Array:
-        """A random image at distance eps, cut to the box."""
-        shape, cube = x.shape[1:], isinstance(self.ball, Linf)
-        uniform = lambda key: jax.random.uniform(key, shape, x.dtype, -1, 1)
-        normal = lambda key: jax.random.normal(key, shape, x.dtype)
-        drawn = jax.vmap(uniform if cube else normal)(fold_in_each(keys, _START))
-        noise = self.ball._masked(drawn)
-        if isinstance(self.ball, L1):
-            return self._ball(total, 0).apply(x, noise)
-        size = self.ball.size(noise)
-        scale = jnp.asarray(self.ball.eps, x.dtype) / jnp.where(size > 0, size, 1)
-        return jnp.clip(x + widen(scale, x) * noise, *self.ball.bounds)
+        """A random image at distance eps, cut to the box; in L1 inside the first ball."""
+        keys = fold_in_each(keys, _START)
+        if not isinstance(self.ball, L1):
+            return at_distance(self.ball, keys, x, self.ball.eps)
+        draw = lambda key: jax.random.normal(key, x.shape[1:], x.dtype)
+        return self._ball(total, 0).apply(x, self.ball.masked(jax.vmap(draw)(keys)))
 
     def _part(self, total: Array, i: Any) -> Array:
         """Which of the three parts of a shrinking run step i belongs to; 2 without parts."""
@@ -222,29 +186,17 @@ class APGD(Iterative):
             total = jnp.where(self._part(total, i) == 2, total - 2 * third, third)
         return jnp.maximum(total * 4 // 100, 1)
 
-    def _judge(
-        self, state: _State, model: Any, x: Array, y: Array, draw: Any
-    ) -> tuple[Array, Judgement]:
-        keys: Any = None if state.keys is None else fold_in_each(state.keys, draw)
-        return judge(self._loss(state), self.targeted, model, x, y, keys)
-
-    def _loss(self, state: _State) -> LossFn:
+    def record_loss(self, state: _State) -> LossFn:
         towards = lambda logits, y: targeted_dlr(logits, y, state.target)
         return self.loss if self.rank is None else towards
 
-    def step(self, i: Array, state: _State, model: Any, x: Array, y: Array) -> _State:
-        value_and_grad = jax.value_and_grad(
-            lambda x_adv: self._judge(state, model, x_adv, y, _STEP + i), has_aux=True
-        )
-        (_, judged), grad = value_and_grad(state.x_adv)
-        grad = jnp.where(jnp.isfinite(grad), grad, 0)
-        lost = jnp.all(grad == 0, axis=tuple(range(1, x.ndim)))
-        state = replace(
-            self._keep(state, judged, grad, i),
-            backwards=state.backwards + state.live,
-            zero_gradient=state.zero_gradient + (state.live & lost),
-            probabilities=state.probabilities & judged.probabilities,
-        )
+    def step(self, i: Array, state: _State, model: Model, x: Array, y: Array) -> _State:
+        live, loss = state.live, self.record_loss(state)
+        keys = fold_if_any(state.keys, _STEP + i)
+        judged, grad = ask_with_gradient(self.goal, loss, model, state.x_adv, y, keys)
+        state = self._keep(state, judged, grad, i)
+        tally = state.tally.spend(backwards=live).lose(live & vanished(grad))
+        state = replace(state, tally=tally)
         check, move = self._check_rises, self._move_all
         if isinstance(self.ball, L1):
             check, move = self._check_sparsity, self._move_few
@@ -258,33 +210,33 @@ class APGD(Iterative):
 
         Nothing that is returned of an example changes once it is not live; its iterates go on.
         """
-        loss, counts = judged.loss, self._part(state.total, i) == 2
-        hit = state.live & judged.success & counts
-        take = state.live & (loss > state.best_loss)
+        loss, live, tally = judged.loss, state.live, state.tally
+        counts = live & (self._part(state.total, i) == 2)
+        hit = judged.success & counts
+        take = live & (loss > state.best_loss)
         if self.until_success:
             take |= hit
         else:
             beats = (judged.success & ~state.success) | (
                 (judged.success == state.success) & (loss > state.found_loss)
             )
-            beats &= state.live & counts
+            beats &= counts
             state = replace(
                 state,
                 found=jnp.where(widen(beats, state.x_adv), state.x_adv, state.found),
                 found_loss=jnp.where(beats, loss, state.found_loss),
             )
-        wide, first = widen(take, state.best), hit & (state.first_success < 0)
+        wide = widen(take, state.best)
         return replace(
             state,
-            live=state.live & ~hit if self.until_success else state.live,
+            live=live & ~hit if self.until_success else live,
             best=jnp.where(wide, state.x_adv, state.best),
             best_grad=state.best_grad if grad is None else jnp.where(wide, grad, state.best_grad),
             best_loss=jnp.where(take, loss, state.best_loss),
             success=state.success | hit,
-            first_success=jnp.where(first, state.backwards, state.first_success),
-            forwards=state.forwards + state.live,
             rises=state.rises + (loss > state.loss),
             loss=loss,
+            tally=tally.spend(forwards=live).see(judged, tally.backwards, counts),
         )
 
     def _check_rises(self, state: _State, i: Array, x: Array) -> tuple[_State, Array]:
@@ -318,7 +270,7 @@ class APGD(Iterative):
     def _check_sparsity(self, state: _State, i: Array, x: Array) -> tuple[_State, Array]:
         """At a checkpoint of L1 sets the step; returns who goes back to the best."""
         due = i == state.checkpoint
-        pixels = changed(state.best - x)
+        pixels = _changed(state.best - x)
         sparser = pixels < _SPARSER * state.pixels
         shorter = jnp.maximum(state.step_size / _SHORTER, _SHORTEST)
         state = replace(
@@ -333,7 +285,7 @@ class APGD(Iterative):
     def _move_few(self, i: Array, state: _State, grad: Array, x: Array) -> _State:
         ball = self._ball(state.total, i + 1)
         step_size = widen(jnp.asarray(ball.eps, x.dtype) * state.step_size, x)
-        aim = state.x_adv + step_size * signs_of_largest(self.ball._masked(grad), state.moved)
+        aim = state.x_adv + step_size * signs_of_largest(self.ball.masked(grad), state.moved)
         if not self.shrink:
             return replace(state, x_adv=ball.apply(x, aim - x))
         total = state.total
@@ -341,7 +293,7 @@ class APGD(Iterative):
         state = replace(state, x_adv=ball.apply(x, jnp.where(turn, state.best, aim) - x))
         window = self._window(total, i + 1)
         fresh = turn & state.live
-        pixels = changed(state.x_adv - x)
+        pixels = _changed(state.x_adv - x)
         return replace(
             state,
             window=window,
@@ -353,32 +305,17 @@ class APGD(Iterative):
             moved=jnp.where(turn, _fewer(pixels, _SHORTER), state.moved),
         )
 
-    def finish(self, state: _State, model: Any, x: Array, y: Array, *, record: bool) -> Record:
-        _, judged = self._judge(state, model, state.x_adv, y, _LAST)
-        state = self._keep(state, judged, None, state.total)
-        return outcome(
-            self,
-            model,
-            x,
-            y,
-            state.best if self.until_success else state.found,
-            None if state.keys is None else fold_in_each(state.keys, _RESULT),
-            record=record,
-            loss=self._loss(state),
-            forwards=state.forwards,
-            backwards=state.backwards,
-            first_success=state.first_success,
-            zero_gradient=state.zero_gradient,
-        )
+    def last(self, state: _State, model: Model, x: Array, y: Array) -> _State:
+        keys = fold_if_any(state.keys, _LAST)
+        _, judged = ask(self.goal, self.record_loss(state), model, state.x_adv, y, keys)
+        return self._keep(state, judged, None, state.total)
 
-    def doubts(self, state: _State) -> Array:
-        return state.probabilities
+    def result(self, state: _State, x: Array) -> Array:
+        del x
+        return state.best if self.until_success else state.found
 
     def live(self, state: _State) -> Array:
         return state.live
-
-    def pieces(self) -> APGD:
-        return replace(self, steps=0, horizon=self.steps, loop=auto_loop)
 
 
 def _fewer(pixels: Array, divisor: float) -> Array:

@@ -6,14 +6,14 @@ import dataclasses
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from advjax.attacks._iterate import Attack
 from advjax.attacks.apgd import APGD
 from advjax.attacks.compose import EOT, Restarts, WorstOf
 from advjax.attacks.fab import FAB
 from advjax.attacks.square import Square
 from advjax.balls import L1, L2, Ball, Linf
 from advjax.losses import cross_entropy, dlr
-from advjax.types import replace
+from advjax.pytrees import replace
+from advjax.types import Attack
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,9 +78,9 @@ def AutoAttack(*, ball: Ball, version: str | Version = "standard") -> WorstOf:
     if isinstance(version, str):
         known = sorted({name for name, _ in VERSIONS})
         if version not in known:
-            raise ValueError(f"AutoAttack: given version={version!r}; one of {known} is taken")
+            raise ValueError(f"AutoAttack: given version={version!r}; expected one of {known}")
         if (version, type(ball)) not in VERSIONS:
-            raise ValueError(f"AutoAttack: given ball={ball!r}; Linf, L2 or L1 is taken")
+            raise ValueError(f"AutoAttack: given ball={ball!r}; expected Linf, L2 or L1")
         version = VERSIONS[version, type(ball)]
     return WorstOf(
         tuple(part for name, n in version.parts for part in _part(name, n, ball, version))
@@ -109,8 +109,8 @@ def _part(name: str, n: int, ball: Ball, version: Version) -> tuple[Attack, ...]
             attacks = [Square(ball=ball, steps=n)]
         case _:
             raise ValueError(
-                f"AutoAttack: given part {name!r}; apgd-ce, apgd-dlr, apgd-t, fab, fab-t or square "
-                "is taken"
+                f"AutoAttack: given part {name!r}; expected apgd-ce, apgd-dlr, apgd-t, fab, fab-t "
+                "or square"
             )
     if version.samples is not None:
         attacks = [EOT(attack, samples=version.samples) for attack in attacks]

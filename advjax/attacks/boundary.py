@@ -7,33 +7,19 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from advjax.attacks._checks import check_ball, check_count, check_number, check_per_example
-from advjax.attacks._closest import Closest
-from advjax.attacks._iterate import Iterative, Loop, auto_loop, outcome
-from advjax.attacks._rows import only, widen
-from advjax.attacks.oracle import Labels
+from advjax.answers import example_keys, fold_in_each
+from advjax.arguments import check_ball, check_count, check_number
+from advjax.attacks.core.judging import Tally
+from advjax.attacks.core.minimal import Closest, KeepsClosest, free_pixels
+from advjax.attacks.core.oracle import Labels
+from advjax.attacks.core.rows import only, row, widen
 from advjax.balls import L2, Ball
-from advjax.losses import margin
-from advjax.types import (
-    Array,
-    ArrayLike,
-    Key,
-    Record,
-    example_keys,
-    fold_in_each,
-    pytree,
-    replace,
-    static,
-)
+from advjax.goals import Misclassify
+from advjax.pytrees import Array, ArrayLike, Key, per_example, pytree, replace, static
+from advjax.types import Goal, Model
 
 _MODEL = 2**31 - 1  # what a key is folded with for a randomised model; no query's number
 _BISECTIONS = 10  # of the way from the image to the start
-
-
-def free_pixels(ball: Ball, x: Array) -> Array:
-    """``[B, ...]`` bool: the pixels that may change."""
-    mask = ball.mask
-    return jnp.ones_like(x, bool) if mask is None else jnp.broadcast_to(ball.mask != 0, x.shape)
 
 
 def noisy_start(uniform: Array, tries: Array, ball: Ball, x: Array) -> Array:
@@ -70,16 +56,10 @@ def first_start(
     return jnp.where(widen(tries == 0, x), given, noise)
 
 
-def close_enough(ball: Ball, closest: Closest) -> Array:
-    """``[B]``: nothing is left to look for: inside a finite eps, or the image itself is wrong."""
-    eps = jnp.asarray(ball.eps, closest.distance.dtype)
-    return closest.distance <= jnp.where(jnp.isfinite(eps), eps, 0)
-
-
-class Decision(Iterative):
+class Decision(KeepsClosest):
     """Looks for the smallest perturbation from labels alone, starting at another class.
 
-    Its state has ``keys``, ``closest`` and ``used``.
+    Its state has ``keys``, ``closest`` and ``tally``.
     """
 
     queries: int
@@ -93,26 +73,36 @@ class Decision(Iterative):
     def check_fits(self, x: Array) -> None:
         super().check_fits(x)
         if self.start is not None and jnp.shape(self.start) != x.shape:
-            raise ValueError(f"start: given shape {jnp.shape(self.start)}; {x.shape} is taken")
+            raise ValueError(f"start: given shape {jnp.shape(self.start)}; expected {x.shape}")
 
-    def _ask(self, keys: Key, labels: Labels, x: Array, y: Array, n: ArrayLike) -> Array:
-        drawn = fold_in_each(fold_in_each(keys, _MODEL), n) if labels.stochastic else None
-        return labels.adversarial(x, y, targeted=self.targeted, key=drawn)
+    def live(self, state: Any) -> Array:
+        """Who has queries left, and something to look for: not yet inside a finite eps."""
+        used, distance = state.tally.forwards, state.closest.distance
+        eps = jnp.asarray(self.ball.eps, distance.dtype)
+        done = distance <= jnp.where(jnp.isfinite(eps), eps, 0)
+        hopeless = ~state.closest.found & (used > self.start_queries)
+        return ~done & ~hopeless & (used < self.queries)
 
-    def finish(self, state: Any, model: Any, x: Array, y: Array, *, record: bool) -> Record:
-        return outcome(
-            self,
-            model,
-            x,
-            y,
-            state.closest.within(self.ball, x),
-            fold_in_each(fold_in_each(state.keys, _MODEL), self.steps + 2),
-            record=record,
-            loss=margin,
-            forwards=state.used,
-            backwards=0,
-            first_success=state.closest.first_success,
-        )
+    def _begin(self, key: Key, model: Model, x: Array, y: Array) -> dict[str, Any]:
+        """The state's keys, closest image and tally after the look at the image."""
+        keys, zero = example_keys(key, x.shape[0]), jnp.zeros_like(row(x))
+        wrong = self._ask(keys, model, x, y, 0)
+        return {
+            "keys": keys,
+            "closest": Closest.start(x).keep(x, wrong, zero),
+            "tally": Tally.start(x, doubts=False).spend(forwards=1).hit(wrong, 0),
+        }
+
+    def _ask(self, keys: Key, model: Model, x: Array, y: Array, n: ArrayLike) -> Array:
+        drawn = fold_in_each(fold_in_each(keys, _MODEL), n)
+        return Labels(model).adversarial(x, y, goal=self.goal, key=drawn)
+
+    def _seen(self, state: Any, image: Array, x: Array, asked: Array, keep: Array) -> Any:
+        """The state after a query of those who ``asked [B]``; ``keep [B]``: an adversarial one."""
+        distance, tally = self.ball.size(image - x), state.tally
+        closest = state.closest.keep(image, keep, distance)
+        tally = tally.spend(forwards=asked).hit(keep, tally.forwards)
+        return replace(state, closest=closest, tally=tally)
 
 
 @pytree
@@ -121,7 +111,7 @@ class _State:
 
     keys: Key
     closest: Closest
-    used: Array  # queries
+    tally: Tally
     low: Array  # distance at which the way to the start was not adversarial
     bisected: Array  # how often that way has been halved
     drawn: Array  # noises and directions so far
@@ -160,22 +150,20 @@ class Boundary(Decision):
         its class in noise. None for noise alone.
       start_queries: most queries of the search for a start; an example without one keeps its
         image and fails.
-      targeted: labels are targets; see ``Targeted``.
-      loop: who iterates.
+      goal: what is wanted, see ``Targeted``.
     """
 
     ball: Ball = L2()
     queries: int = static(default=25_000)
-    spherical_step: ArrayLike = 0.01
-    source_step: ArrayLike = 0.01
-    adaptation: ArrayLike = 1.5
-    converged: ArrayLike = 1e-7
+    spherical_step: ArrayLike = per_example(default=0.01)
+    source_step: ArrayLike = per_example(default=0.01)
+    adaptation: ArrayLike = per_example(default=1.5)
+    converged: ArrayLike = per_example(default=1e-7)
     check_every: int = static(default=3)
     windows: tuple[int, int] = static(default=(10, 5))
-    start: ArrayLike = None
+    start: ArrayLike = per_example(image=True, default=None)
     start_queries: int = static(default=1000)
-    targeted: bool = static(default=False)
-    loop: Loop = static(default=auto_loop)
+    goal: Goal = Misclassify()
 
     def check(self) -> None:
         check_ball("Boundary", self.ball, L2, taken="L2(eps)")
@@ -184,26 +172,18 @@ class Boundary(Decision):
             check_number("Boundary", name, getattr(self, name))
         check_count("Boundary", "check_every", self.check_every)
         if len(self.windows) != 2 or not all(isinstance(n, int) and n >= 1 for n in self.windows):
-            raise ValueError(f"Boundary: given windows={self.windows!r}; two integers >= 1")
+            raise ValueError(
+                f"Boundary: given windows={self.windows!r}; expected two integers >= 1"
+            )
 
     @property
     def steps(self) -> int:
         return self.queries - 1
 
-    def check_fits(self, x: Array) -> None:
-        names = ("spherical_step", "source_step", "adaptation", "converged")
-        super().check_fits(x)
-        check_per_example(x, **{name: getattr(self, name) for name in names})
-
-    def init(self, key: Key, model: Any, x: Array, y: Array) -> _State:
-        keys, none = example_keys(key, x.shape[0]), jnp.zeros_like(y)
-        zero = jnp.zeros_like(none, dtype=x.dtype)
-        closest = Closest.start(x)
-        wrong = self._ask(keys, Labels(model), x, y, 0)
+    def init(self, key: Key, model: Model, x: Array, y: Array, steps: Array) -> _State:
+        none, zero = jnp.zeros_like(y), jnp.zeros_like(row(x))
         return _State(
-            keys=keys,
-            closest=closest.keep(x, wrong, zero, 0),
-            used=none + 1,
+            **self._begin(key, model, x, y),
             low=zero,
             bisected=none,
             drawn=none,
@@ -217,11 +197,9 @@ class Boundary(Decision):
         )
 
     def live(self, state: _State) -> Array:
-        hopeless = ~state.closest.found & (state.used > self.start_queries)
-        done = close_enough(self.ball, state.closest) | (state.source_step < self.converged)
-        return ~done & ~hopeless & (state.used < self.queries)
+        return super().live(state) & ~(state.source_step < self.converged)
 
-    def step(self, i: Array, state: _State, model: Any, x: Array, y: Array) -> _State:
+    def step(self, i: Array, state: _State, model: Model, x: Array, y: Array) -> _State:
         live, closest = self.live(state), state.closest
         searching = ~closest.found
         bisecting = ~searching & (state.bisected < _BISECTIONS)
@@ -239,15 +217,12 @@ class Boundary(Decision):
         spherical, nearer = self._candidates(state, x, normal)
         candidate = jnp.where(widen(checking, x), spherical, nearer)
         candidate = jnp.where(widen(bisecting, x), halfway, candidate)
-        start = first_start(self.start, uniform, state.used - 1, self.ball, x)
+        start = first_start(self.start, uniform, state.tally.forwards - 1, self.ball, x)
         candidate = jnp.where(widen(searching, x), start, candidate)
 
-        hit = self._ask(state.keys, Labels(model), candidate, y, i + 1)
-        keep = live & hit & ~checking
+        hit = self._ask(state.keys, model, candidate, y, i + 1)
         after = replace(
-            state,
-            closest=closest.keep(candidate, keep, self.ball.size(candidate - x), state.used),
-            used=state.used + 1,
+            self._seen(state, candidate, x, live, live & hit & ~checking),
             low=jnp.where(bisecting & ~hit, middle, state.low),
             bisected=state.bisected + bisecting,
             drawn=state.drawn + ~(checking & hit),

@@ -7,7 +7,8 @@ from typing import Any
 
 import jax
 
-from advjax.types import Array, as_model, pytree
+from advjax.answers import as_model
+from advjax.pytrees import Array, pytree
 
 
 @pytree
@@ -34,7 +35,7 @@ def _forward(forward: Any, backward: Any, x: Array) -> tuple[Array, tuple[Any, A
         raise ValueError(
             f"bpda: given a forward function from {x.dtype}{list(x.shape)} to "
             f"{out.dtype}{list(out.shape)}, and a backward one to {like.dtype}{list(like.shape)}; "
-            "equal shapes and types are taken"
+            "expected equal shapes and types"
         )
     return out, (forward, backward, x)
 

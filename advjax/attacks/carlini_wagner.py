@@ -2,55 +2,33 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax.numpy as jnp
 
-from advjax.attacks._checks import check_count, check_number, check_per_example
-from advjax.attacks._closest import Closest, KeepsClosest
-from advjax.attacks._iterate import Iterative, Loop, auto_loop
-from advjax.attacks._rows import only, widen
-from advjax.attacks._tradeoff import (
-    Adam,
+from advjax.answers import fold_if_any
+from advjax.arguments import check_ball, check_count
+from advjax.attacks.core.penalty import (
     ConstantSearch,
-    convinces,
-    into_tanh,
-    leaving_a_bound,
-    margin_and_gradient,
-    on_mask,
-    out_of_tanh,
+    Descent,
+    Penalty,
+    PenaltyState,
+    Seen,
     over_features,
 )
+from advjax.attacks.core.rows import row
 from advjax.balls import L2, Ball
-from advjax.types import (
-    Array,
-    ArrayLike,
-    Key,
-    Record,
-    example_keys,
-    is_stochastic,
-    pytree,
-    replace,
-    static,
-)
+from advjax.goals import Misclassify
+from advjax.pytrees import Array, ArrayLike, driver_only, per_example, pytree, static
+from advjax.types import Goal, Model
 
 
 @pytree
-class _State:
-    """Between two iterations; every array has the batch first."""
-
-    keys: Any  # [B] keys for a randomised model, else None
-    w: Array  # the image in tanh space
-    adam: Adam
-    search: ConstantSearch
-    closest: Closest
-    taken: Array
-    zero_gradient: Array
-    probabilities: Array
+class _Search:
+    descent: Descent
+    constant: ConstantSearch
 
 
 @pytree
-class CarliniWagner(KeepsClosest):
+class CarliniWagner(Penalty):
     """The smallest L2 perturbation by penalties (Carlini & Wagner 2017, section V-A and VI-A).
 
     Adam minimises ``|image - x|^2 + c * max(confidence - margin, 0)`` over w, with the image
@@ -69,91 +47,46 @@ class CarliniWagner(KeepsClosest):
       confidence: the margin in logits by which the image must be adversarial (kappa), at least 0.
       abort_early: end a search that gets nowhere: every tenth of ``steps`` its lowest objective
         must have fallen by 0.01 %.
-      targeted: labels are targets; see ``Targeted``.
-      length: as ``steps``, where the loop knows only the whole number; leave it.
-      loop: who iterates; ``auto_loop``, ``host_loop``, ``device_loop`` or your own.
+      goal: what is wanted, see ``Targeted``.
     """
 
     ball: Ball = L2()
-    steps: int = static(default=1000)
+    steps: int = driver_only(default=1000)
     searches: int = static(default=9)
     step_size: ArrayLike = 0.01
-    c: ArrayLike = 1e-3
-    confidence: ArrayLike = 0.0
+    c: ArrayLike = per_example(default=1e-3)
+    confidence: ArrayLike = per_example(default=0.0)
     abort_early: bool = static(default=True)
-    targeted: bool = static(default=False)
-    length: ArrayLike = None
-    loop: Loop = static(default=auto_loop)
+    goal: Goal = Misclassify()
 
     def check(self) -> None:
-        if not isinstance(self.ball, L2):
-            raise TypeError(f"CarliniWagner: given ball={self.ball!r}; an L2 ball is taken")
+        check_ball("CarliniWagner", self.ball, L2, taken="an L2 ball")
         for name in ("steps", "searches"):
             check_count("CarliniWagner", name, getattr(self, name))
-        for name in ("step_size", "c"):
-            check_number("CarliniWagner", name, getattr(self, name))
-        check_number("CarliniWagner", "confidence", self.confidence, zero=True)
-
-    def check_fits(self, x: Array) -> None:
-        check_per_example(x, eps=self.ball.eps, c=self.c, confidence=self.confidence)
-
-    def init(self, key: Key, model: Any, x: Array, y: Array) -> _State:
-        del y
-        closest = Closest.start(x)
-        none = jnp.zeros_like(closest.first_success)
-        return _State(
-            keys=example_keys(key, x.shape[0]) if is_stochastic(model) else None,
-            w=into_tanh(x, self.ball),
-            adam=Adam.start(x, none),
-            search=ConstantSearch.start(self.c, none),
-            closest=closest,
-            taken=none,
-            zero_gradient=none,
-            probabilities=none == 0,
-        )
-
-    def step(self, i: Array, state: _State, model: Any, x: Array, y: Array) -> _State:
-        image, slope = out_of_tanh(state.w, x, self.ball)
-        # The first image is the clean one, to the bit: it may be adversarial already.
-        image = jnp.where(widen(state.taken == 0, x), x, image)
-        judged, rise = margin_and_gradient(self.targeted, model, image, y, state.keys, i + 1)
-        success = convinces(judged, self.confidence)
-        closest = state.closest.keep(image, success, self.ball.size(image - x), i)
-
-        features, c = over_features(x), state.search.c
-        short = jnp.asarray(self.confidence) - judged.loss
-        pull = widen(jnp.where(short > 0, c, 0), x)
-        grad = slope * on_mask(self.ball, 2 * (image - x) - pull * rise, jnp.zeros_like(x))
-        direction, adam = state.adam.step(grad)
-        w = state.w - jnp.asarray(self.step_size) * direction
-
-        objective = jnp.sum((image - x) ** 2, axis=features) + c * jnp.maximum(short, 0)
-        wait = leaving_a_bound(state.w, direction)
-        over, search = state.search.after(objective, success, self._length, self.abort_early, wait)
-        new = _State(
-            keys=None,
-            w=jnp.where(widen(over, x), into_tanh(x, self.ball), w),
-            adam=adam.forget(over),
-            search=search,
-            closest=closest,
-            taken=state.taken + 1,
-            zero_gradient=state.zero_gradient
-            + jnp.all(on_mask(self.ball, rise, jnp.zeros_like(x)) == 0, axis=features),
-            probabilities=state.probabilities & judged.probabilities,
-        )
-        held = only(self.live(state), new, replace(state, keys=None))
-        return replace(held, keys=state.keys)
+        self.check_numbers("step_size", "c")
 
     @property
-    def _length(self) -> ArrayLike:
-        return self.steps if self.length is None else self.length
+    def most_steps(self) -> int:
+        return self.steps * self.searches
 
-    def live(self, state: _State) -> Array:
-        return (state.search.done < self.searches) & (state.closest.distance > 0)
+    def begin(self, x: Array, y: Array) -> _Search:
+        del y
+        return _Search(
+            descent=Descent.start(x, self.ball), constant=ConstantSearch.start(self.c, row(x))
+        )
 
-    def solve(self, key: Key, model: Any, x: Array, y: Array, *, record: bool) -> Record:
-        whole = replace(self, steps=self.steps * self.searches, length=self._length)
-        return Iterative.solve(whole, key, model, x, y, record=record)
+    def look(self, i: Array, state: PenaltyState, model: Model, x: Array, y: Array) -> Seen:
+        image = state.search.descent.image(i, x, self.ball)
+        return self.ask(model, image, x, y, fold_if_any(state.keys, i + 1))
 
-    def pieces(self) -> CarliniWagner:
-        return replace(self, steps=1, loop=auto_loop)
+    def move(self, seen: Seen, state: PenaltyState, x: Array) -> tuple[_Search, Array]:
+        search: _Search = state.search
+        c = search.constant.c
+        down = 2 * seen.change - seen.pull(c)
+        descent, wait = search.descent.step(down, self.step_size, self.ball)
+        objective = jnp.sum(seen.change**2, axis=over_features(x)) + c * seen.short
+        over, constant = search.constant.after(
+            objective, seen.judged.success, state.steps, self.abort_early, wait
+        )
+        descent = descent.again(over, x, self.ball)
+        return _Search(descent=descent, constant=constant), constant.done >= self.searches

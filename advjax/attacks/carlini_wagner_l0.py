@@ -7,57 +7,37 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from advjax.attacks._checks import check_count, check_number, check_per_example
-from advjax.attacks._closest import Closest
-from advjax.attacks._iterate import Loop, auto_loop
-from advjax.attacks._rows import only, widen
-from advjax.attacks._tradeoff import (
-    Adam,
-    Attempts,
+from advjax.answers import fold_if_any
+from advjax.arguments import check_ball, check_count
+from advjax.attacks.core.penalty import (
+    Descent,
+    Penalty,
+    PenaltyState,
     Progress,
-    convinces,
-    into_tanh,
-    leaving_a_bound,
-    margin_and_gradient,
+    Seen,
     on_mask,
-    out_of_tanh,
     over_features,
 )
+from advjax.attacks.core.rows import row, widen
 from advjax.balls import L0, Ball
-from advjax.types import (
-    Array,
-    ArrayLike,
-    Key,
-    example_keys,
-    is_stochastic,
-    pytree,
-    replace,
-    static,
-)
+from advjax.goals import Misclassify
+from advjax.pytrees import Array, ArrayLike, driver_only, per_example, pytree, replace, static
+from advjax.types import Goal, Model
 
 _SAME = 1e-4  # a smaller change of a pixel counts as none when the next ones are frozen
 _MATTERS = 0.01  # of the margin, in logits: features that give less are frozen several at once
 
 
 @pytree
-class _State:
-    """Between two iterations; every array has the batch first."""
-
-    keys: Any  # [B] keys for a randomised model, else None
-    w: Array  # the image in tanh space
+class _Search:
+    descent: Descent
     free: Array  # bool: the features that may still change
-    adam: Adam
     c: Array
     progress: Progress  # with the present c
-    closest: Closest
-    over: Array
-    taken: Array
-    zero_gradient: Array
-    probabilities: Array
 
 
 @pytree
-class CarliniWagnerL0(Attempts):
+class CarliniWagnerL0(Penalty):
     """The fewest changed features, by freezing (Carlini & Wagner 2017, section VI-B).
 
     The L2 attack runs until its image is adversarial; then the features that matter least go back
@@ -80,91 +60,63 @@ class CarliniWagnerL0(Attempts):
       confidence: the margin in logits by which the image must be adversarial (kappa), at least 0.
       abort_early: end an attempt that gets nowhere: every tenth of ``attempt`` the best margin
         must have grown by 0.01 %.
-      targeted: labels are targets; see ``Targeted``.
-      loop: who iterates; ``auto_loop``, ``host_loop``, ``device_loop`` or your own.
+      goal: what is wanted, see ``Targeted``.
     """
 
     ball: Ball = L0()
-    steps: int = static(default=10_000)
+    steps: int = driver_only(default=10_000)
     attempt: ArrayLike = 200
     step_size: ArrayLike = 0.01
-    c: ArrayLike = 1e-3
+    c: ArrayLike = per_example(default=1e-3)
     largest_c: ArrayLike = 2e6
-    confidence: ArrayLike = 0.0
+    confidence: ArrayLike = per_example(default=0.0)
     abort_early: bool = static(default=True)
-    targeted: bool = static(default=False)
-    loop: Loop = static(default=auto_loop)
+    goal: Goal = Misclassify()
 
     def check(self) -> None:
-        name = "CarliniWagnerL0"
-        if not isinstance(self.ball, L0):
-            raise TypeError(f"{name}: given ball={self.ball!r}; an L0 ball is taken")
-        check_count(name, "steps", self.steps, 0)
-        for field in ("attempt", "step_size", "c", "largest_c"):
-            check_number(name, field, getattr(self, field))
-        check_number(name, "confidence", self.confidence, zero=True)
+        check_ball("CarliniWagnerL0", self.ball, L0, taken="an L0 ball")
+        check_count("CarliniWagnerL0", "steps", self.steps, 0)
+        self.check_numbers("attempt", "step_size", "c", "largest_c")
 
-    def check_fits(self, x: Array) -> None:
-        check_per_example(x, eps=self.ball.eps, c=self.c, confidence=self.confidence)
-
-    def init(self, key: Key, model: Any, x: Array, y: Array) -> _State:
+    def begin(self, x: Array, y: Array) -> _Search:
         del y
-        closest = Closest.start(x)
-        none = jnp.zeros_like(closest.first_success)
-        everything = on_mask(self.ball, jnp.ones_like(x), jnp.zeros_like(x))
-        return _State(
-            keys=example_keys(key, x.shape[0]) if is_stochastic(model) else None,
-            w=into_tanh(x, self.ball),
-            free=everything > 0,
-            adam=Adam.start(x, none),
-            c=jnp.zeros_like(none, dtype=jnp.float32) + jnp.asarray(self.c),
-            progress=Progress.start(none),
-            closest=closest,
-            over=none > 0,
-            taken=none,
-            zero_gradient=none,
-            probabilities=none == 0,
+        zero = jnp.zeros_like(row(x))
+        return _Search(
+            descent=Descent.start(x, self.ball),
+            free=on_mask(self.ball, jnp.ones_like(x)) > 0,
+            c=zero + jnp.asarray(self.c),
+            progress=Progress.start(zero),
         )
 
-    def step(self, i: Array, state: _State, model: Any, x: Array, y: Array) -> _State:
-        image, slope = out_of_tanh(state.w, x, self.ball)
-        # The first image is the clean one, to the bit: it may be adversarial already.
-        image = jnp.where(state.free & widen(state.taken > 0, x), image, x)
-        judged, rise = margin_and_gradient(self.targeted, model, image, y, state.keys, i + 1)
-        success = convinces(judged, self.confidence)
-        closest = state.closest.keep(image, success, self.ball.size(image - x), i)
+    def look(self, i: Array, state: PenaltyState, model: Model, x: Array, y: Array) -> Seen:
+        free = state.search.free
+        image = jnp.where(free, state.search.descent.image(i, x, self.ball), x)
+        seen = self.ask(model, image, x, y, fold_if_any(state.keys, i + 1))
+        return replace(seen, rise=jnp.where(free, seen.rise, 0))
 
-        features, c, change = over_features(x), state.c, image - x
-        short = jnp.maximum(jnp.asarray(self.confidence) - judged.loss, 0)
-        rise = jnp.where(state.free, rise, 0)
-        pull = widen(jnp.where(short > 0, c, 0), x)
-        direction, adam = state.adam.step(slope * (2 * change - pull * rise))
-        w = state.w - jnp.asarray(self.step_size) * direction
-
-        wait = leaving_a_bound(state.w, direction)
-        over, progress = state.progress.after(short, self.attempt, self.abort_early, wait)
+    def move(self, seen: Seen, state: PenaltyState, x: Array) -> tuple[_Search, Array]:
+        search: _Search = state.search
+        c, success = search.c, seen.judged.success
+        down = 2 * seen.change - seen.pull(c)
+        descent, wait = search.descent.step(down, self.step_size, self.ball)
+        over, progress = search.progress.after(seen.short, self.attempt, self.abort_early, wait)
         gave_up = over & ~success
         lower, upper = self.bounds
-        room = jnp.where(rise > 0, upper - x, x - lower)
-        steep, moved = jnp.abs(rise), jnp.abs(change)
-        frozen = _least(steep * moved, steep * room, moved, state.free)
-        free = state.free & ~(frozen & widen(success, x))
+        room = jnp.where(seen.rise > 0, upper - x, x - lower)
+        steep, moved = jnp.abs(seen.rise), jnp.abs(seen.change)
+        frozen = _least(steep * moved, steep * room, moved, search.free)
+        free = search.free & ~(frozen & widen(success, x))
         end = gave_up & (2 * c > jnp.asarray(self.largest_c))
-        new = _State(
-            keys=None,
-            w=jnp.where(widen(success, x), state.w, w),
+        new = _Search(
+            descent=Descent(
+                w=jnp.where(widen(success, x), search.descent.w, descent.w),
+                adam=descent.adam.forget(success),
+            ),
             free=free,
-            adam=adam.forget(success),
             c=jnp.where(gave_up, 2 * c, c),
             progress=progress.again(success | over),
-            closest=closest,
-            over=end | ~jnp.any(free, axis=features),
-            taken=state.taken + 1,
-            zero_gradient=state.zero_gradient + jnp.all(rise == 0, axis=features),
-            probabilities=state.probabilities & judged.probabilities,
         )
-        held = only(self.live(state), new, replace(state, keys=None))
-        return replace(held, keys=state.keys)
+        return new, end | ~jnp.any(free, axis=over_features(x))
 
 
 def _least(gives: Array, could_give: Array, change: Array, free: Array) -> Array:
@@ -173,7 +125,7 @@ def _least(gives: Array, could_give: Array, change: Array, free: Array) -> Array
     count = lambda which: jnp.sum(which, axis=axes, keepdims=True)
     smallest = lambda worth: jnp.min(worth, axis=axes, keepdims=True)
     gives, could_give = (jnp.where(free, worth, jnp.inf) for worth in (gives, could_give))
-    most = jnp.maximum(jnp.floor(0.3 * jnp.sqrt(count(change < _SAME))), 1)
+    most = jnp.maximum(0.3 * jnp.sqrt(count(change < _SAME)), 1).astype(jnp.int32)
     # The threshold below which at most so many lie. Floats >= 0 are ordered as their bits are:
     # 31 halvings of the integers are an exact search, without sorting.
     bits = jax.lax.bitcast_convert_type(gives.astype(jnp.float32), jnp.int32)

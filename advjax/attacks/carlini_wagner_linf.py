@@ -2,60 +2,37 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax.numpy as jnp
 
-from advjax.attacks._checks import check_count, check_number, check_per_example
-from advjax.attacks._closest import Closest
-from advjax.attacks._iterate import Loop, auto_loop
-from advjax.attacks._rows import only, widen
-from advjax.attacks._tradeoff import (
-    Adam,
-    Attempts,
+from advjax.answers import fold_if_any
+from advjax.arguments import check_ball, check_count
+from advjax.attacks.core.penalty import (
+    Descent,
+    Penalty,
+    PenaltyState,
     Progress,
-    convinces,
-    into_tanh,
-    leaving_a_bound,
-    margin_and_gradient,
-    on_mask,
-    out_of_tanh,
+    Seen,
     over_features,
 )
+from advjax.attacks.core.rows import row, widen
 from advjax.balls import Ball, Linf
-from advjax.types import (
-    Array,
-    ArrayLike,
-    Key,
-    example_keys,
-    is_stochastic,
-    pytree,
-    replace,
-    static,
-)
+from advjax.goals import Misclassify
+from advjax.pytrees import Array, ArrayLike, driver_only, per_example, pytree, static
+from advjax.types import Goal, Model
 
 
 @pytree
-class _State:
-    """Between two iterations; every array has the batch first."""
-
-    keys: Any  # [B] keys for a randomised model, else None
-    w: Array  # the image in tanh space
-    adam: Adam
+class _Search:
+    descent: Descent
     c: Array
     enough: Array  # the c of the last success
     tau: Array  # the change of a pixel that costs nothing
     failed: Array  # the largest tau at which no c succeeded
     progress: Progress  # with the present c
-    closest: Closest
-    over: Array
-    taken: Array
-    zero_gradient: Array
-    probabilities: Array
 
 
 @pytree
-class CarliniWagnerLinf(Attempts):
+class CarliniWagnerLinf(Penalty):
     """The smallest L-inf perturbation by penalties (Carlini & Wagner 2017, section VI-C).
 
     Adam minimises ``c * max(confidence - margin, 0) + sum(max(|d| - tau, 0))`` in tanh space. On
@@ -77,106 +54,70 @@ class CarliniWagnerLinf(Attempts):
       confidence: the margin in logits by which the image must be adversarial (kappa), at least 0.
       abort_early: end an attempt that gets nowhere: every tenth of ``attempt`` its lowest
         objective must have fallen by 0.01 %.
-      targeted: labels are targets; see ``Targeted``.
-      loop: who iterates; ``auto_loop``, ``host_loop``, ``device_loop`` or your own.
+      goal: what is wanted, see ``Targeted``.
     """
 
     ball: Ball = Linf()
-    steps: int = static(default=10_000)
+    steps: int = driver_only(default=10_000)
     attempt: ArrayLike = 200
     step_size: ArrayLike = 5e-3
-    c: ArrayLike = 1e-5
+    c: ArrayLike = per_example(default=1e-5)
     largest_c: ArrayLike = 20.0
     shrink: ArrayLike = 0.9
     tolerance: ArrayLike = 0.01
-    confidence: ArrayLike = 0.0
+    confidence: ArrayLike = per_example(default=0.0)
     abort_early: bool = static(default=True)
-    targeted: bool = static(default=False)
-    loop: Loop = static(default=auto_loop)
+    goal: Goal = Misclassify()
 
     def check(self) -> None:
-        name = "CarliniWagnerLinf"
-        if not isinstance(self.ball, Linf):
-            raise TypeError(f"{name}: given ball={self.ball!r}; a Linf ball is taken")
-        check_count(name, "steps", self.steps, 0)
-        for field in ("attempt", "step_size", "c", "largest_c", "shrink", "tolerance"):
-            check_number(name, field, getattr(self, field))
-        check_number(name, "confidence", self.confidence, zero=True)
+        check_ball("CarliniWagnerLinf", self.ball, Linf, taken="a Linf ball")
+        check_count("CarliniWagnerLinf", "steps", self.steps, 0)
+        self.check_numbers("attempt", "step_size", "c", "largest_c", "shrink", "tolerance")
 
-    def check_fits(self, x: Array) -> None:
-        check_per_example(x, eps=self.ball.eps, c=self.c, confidence=self.confidence)
-
-    def init(self, key: Key, model: Any, x: Array, y: Array) -> _State:
+    def begin(self, x: Array, y: Array) -> _Search:
         del y
-        closest = Closest.start(x)
-        none = jnp.zeros_like(closest.first_success)
-        zero = jnp.zeros_like(none, dtype=jnp.float32)
+        zero = jnp.zeros_like(row(x))
         lower, upper = self.bounds
-        return _State(
-            keys=example_keys(key, x.shape[0]) if is_stochastic(model) else None,
-            w=into_tanh(x, self.ball),
-            adam=Adam.start(x, none),
+        return _Search(
+            descent=Descent.start(x, self.ball),
             c=zero + jnp.asarray(self.c),
             enough=zero + jnp.asarray(self.c),
             tau=zero + jnp.max(upper - lower),
             failed=zero,
-            progress=Progress.start(none),
-            closest=closest,
-            over=none > 0,
-            taken=none,
-            zero_gradient=none,
-            probabilities=none == 0,
+            progress=Progress.start(zero),
         )
 
-    def step(self, i: Array, state: _State, model: Any, x: Array, y: Array) -> _State:
-        image, slope = out_of_tanh(state.w, x, self.ball)
-        # The first image is the clean one, to the bit: it may be adversarial already.
-        image = jnp.where(widen(state.taken == 0, x), x, image)
-        judged, rise = margin_and_gradient(self.targeted, model, image, y, state.keys, i + 1)
-        success = convinces(judged, self.confidence)
-        closest = state.closest.keep(image, success, self.ball.size(image - x), i)
+    def look(self, i: Array, state: PenaltyState, model: Model, x: Array, y: Array) -> Seen:
+        image = state.search.descent.image(i, x, self.ball)
+        return self.ask(model, image, x, y, fold_if_any(state.keys, i + 1))
 
-        features, c, change = over_features(x), state.c, image - x
-        short = jnp.asarray(self.confidence) - judged.loss
-        excess = jnp.maximum(jnp.abs(change) - widen(state.tau, x), 0)
-        pull = widen(jnp.where(short > 0, c, 0), x)
-        grad = jnp.where(excess > 0, jnp.sign(change), 0) - pull * rise
-        direction, adam = state.adam.step(slope * on_mask(self.ball, grad, jnp.zeros_like(x)))
-        w = state.w - jnp.asarray(self.step_size) * direction
+    def move(self, seen: Seen, state: PenaltyState, x: Array) -> tuple[_Search, Array]:
+        search: _Search = state.search
+        c, closest = search.c, state.closest
+        excess = jnp.maximum(jnp.abs(seen.change) - widen(search.tau, x), 0)
+        grad = jnp.where(excess > 0, jnp.sign(seen.change), 0) - seen.pull(c)
+        descent, wait = search.descent.step(grad, self.step_size, self.ball)
 
-        objective = jnp.sum(excess, axis=features) + c * jnp.maximum(short, 0)
-        reached = success & (objective <= 1e-4 * c)
-        wait = leaving_a_bound(state.w, direction)
-        over, progress = state.progress.after(objective, self.attempt, self.abort_early, wait)
+        objective = jnp.sum(excess, axis=over_features(x)) + c * seen.short
+        reached = seen.judged.success & (objective <= 1e-4 * c)
+        over, progress = search.progress.after(objective, self.attempt, self.abort_early, wait)
         gave_up = over & ~reached
         beyond = gave_up & (2 * c > jnp.asarray(self.largest_c))  # this tau has failed
-        failed = jnp.where(beyond, jnp.maximum(state.failed, state.tau), state.failed)
-        enough = jnp.where(reached, c, state.enough)
+        failed = jnp.where(beyond, jnp.maximum(search.failed, search.tau), search.failed)
+        enough = jnp.where(reached, c, search.enough)
         nearest = jnp.where(closest.found, closest.distance, 0)
         tau = jnp.where(failed > 0, (failed + nearest) / 2, jnp.asarray(self.shrink) * nearest)
         # An attempt may also come nearer than its tau, or than one that was thought to fail.
         done = beyond & ~closest.found
         done |= (failed > 0) & (nearest <= (1 + jnp.asarray(self.tolerance)) * failed)
         anew = reached | beyond
-        new = _State(
-            keys=None,
-            w=jnp.where(
-                widen(anew, x),
-                into_tanh(jnp.where(widen(reached, x), image, closest.image), self.ball),
-                w,
-            ),
-            adam=adam.forget(anew),
+        onward = jnp.where(widen(reached, x), seen.image, closest.image)
+        new = _Search(
+            descent=descent.again(anew, onward, self.ball),
             c=jnp.where(beyond, enough, jnp.where(gave_up, 2 * c, c)),
             enough=enough,
-            tau=jnp.where(anew, tau, state.tau),
+            tau=jnp.where(anew, tau, search.tau),
             failed=failed,
             progress=progress.again(reached | over),
-            closest=closest,
-            over=done,
-            taken=state.taken + 1,
-            zero_gradient=state.zero_gradient
-            + jnp.all(on_mask(self.ball, rise, jnp.zeros_like(x)) == 0, axis=features),
-            probabilities=state.probabilities & judged.probabilities,
         )
-        held = only(self.live(state), new, replace(state, keys=None))
-        return replace(held, keys=state.keys)
+        return new, done

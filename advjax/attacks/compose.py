@@ -11,23 +11,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from advjax.attacks._checks import check_count
-from advjax.attacks._iterate import Attack, Stage
-from advjax.attacks._rows import close_size, padded_rows, put_rows, take_rows
+from advjax.answers import as_model, draws_of, example_keys, fold_in_each, is_stochastic
+from advjax.arguments import check_count
+from advjax.attacks.core.rows import close_size, padded_rows, put_rows, take_rows
+from advjax.attacks.core.wrap import Wrapper
 from advjax.checks import is_traced
-from advjax.types import (
-    Array,
-    ArrayLike,
-    Key,
-    Record,
-    as_model,
-    example_keys,
-    fold_in_each,
-    is_stochastic,
-    pytree,
-    replace,
-    static,
-)
+from advjax.goals import Misclassify, Target
+from advjax.pytrees import Array, ArrayLike, Key, pytree, replace, static
+from advjax.types import Attack, Goal, Loop, Model, Record, Stage, auto_loop
 
 _TARGET = 2**32 - 1  # what a key is folded with to choose targets; no run of an attack uses it
 
@@ -52,6 +43,7 @@ def worse(old: Record, new: Record, by_loss: ArrayLike) -> Record:
     return Record(
         x_adv=pick("x_adv"),
         success=old.success | new.success,
+        invalid=(old.invalid | new.invalid) & ~(old.success | new.success),
         loss=pick("loss"),
         distance=pick("distance"),
         forwards=add("forwards"),
@@ -66,7 +58,9 @@ def _tag(part: int, inner: int | None) -> int:
     return part if inner is None else (part + 1) * 2**16 + inner
 
 
-def _worst_stage(stages: tuple[Stage, ...], keys: Key, model: Any, x: Array, y: Array) -> Record:
+def _worst_stage(
+    stages: tuple[Stage, ...], keys: Key, model: Model, x: Array, y: Array, loop: Loop
+) -> Record:
     """All stages in turn, as an evaluation runs them, so that both draw the same.
 
     Outside a trace each stage gets only the examples that still stand, in a batch of the smallest
@@ -86,7 +80,7 @@ def _worst_stage(stages: tuple[Stage, ...], keys: Key, model: Any, x: Array, y: 
         picked = np.resize(left, size)  # filled up by repeats
         some = (keys, x, y) if size == batch else take_rows((keys, x, y), picked)
         drawn = some[0] if tag is None else fold_in_each(some[0], tag)
-        new = attack.solve(drawn, model, *some[1:], record=True)
+        new = attack.solve(drawn, model, *some[1:], record=True, loop=loop)
         if out is None:
             out = new
         elif size == batch:
@@ -96,25 +90,6 @@ def _worst_stage(stages: tuple[Stage, ...], keys: Key, model: Any, x: Array, y: 
             out = put_rows(out, worse(take_rows(out, picked), new, False), rows)
     assert out is not None  # every attack has a stage
     return out
-
-
-class Wrapper(Attack):
-    """An attack that changes how another one is run."""
-
-    attack: Attack
-
-    @property
-    def bounds(self) -> tuple[ArrayLike, ArrayLike]:
-        return self.attack.bounds
-
-    def check_fits(self, x: Array) -> None:
-        self.attack.check_fits(x)
-
-    def aimed(self) -> Attack:
-        return replace(self, attack=self.attack.aimed())
-
-    def scaled(self, factor: ArrayLike) -> Attack:
-        return replace(self, attack=self.attack.scaled(factor))
 
 
 @pytree
@@ -129,15 +104,19 @@ class Restarts(Wrapper):
     n: int = static(default=10)
 
     def check(self) -> None:
-        if not isinstance(self.n, int) or self.n < 1:
-            raise ValueError(f"Restarts: given n={self.n!r}; an integer >= 1 is taken")
+        super().check()
+        check_count("Restarts", "n", self.n)
 
-    def solve(self, key: Key, model: Any, x: Array, y: Array, *, record: bool) -> Record:
+    def solve(
+        self, key: Key, model: Model, x: Array, y: Array, *, record: bool, loop: Loop = auto_loop
+    ) -> Record:
         del record
         keys = example_keys(key, x.shape[0])
-        once = lambda r: self.attack.solve(fold_in_each(keys, r), model, x, y, record=True)
+        once = lambda r: self.attack.solve(
+            fold_in_each(keys, r), model, x, y, record=True, loop=loop
+        )
         if len(self.attack.stages()) > 1:
-            return _worst_stage(self.stages(), keys, model, x, y)
+            return _worst_stage(self.stages(), keys, model, x, y, loop)
         if is_traced(self, key, model, x, y):
             return jax.lax.fori_loop(1, self.n, lambda r, old: worse(old, once(r), True), once(0))
         out = once(0)
@@ -156,25 +135,38 @@ class WorstOf(Attack):
 
     attacks: tuple[Attack, ...] = dataclasses.field(kw_only=False)
 
+    ball = None  # each part has its own
+
     def check(self) -> None:
         if not isinstance(self.attacks, tuple | list) or not self.attacks:
             raise ValueError(f"WorstOf: given {self.attacks!r}; a tuple of attacks is taken")
         object.__setattr__(self, "attacks", tuple(self.attacks))
 
+        for attack in self.attacks:
+            if not isinstance(attack, Attack):
+                raise TypeError(
+                    f"WorstOf: given a part {type(attack).__name__}; expected advjax attacks"
+                )
+
     @property
     def bounds(self) -> tuple[ArrayLike, ArrayLike]:
         return self.attacks[0].bounds
 
-    def check_fits(self, x: Array) -> None:
-        for attack in self.attacks:
-            attack.check_fits(x)
+    @property
+    def goal(self) -> Goal:
+        return self.attacks[0].goal
 
-    def solve(self, key: Key, model: Any, x: Array, y: Array, *, record: bool) -> Record:
+    def parts(self) -> tuple[Attack, ...]:
+        return self.attacks
+
+    def solve(
+        self, key: Key, model: Model, x: Array, y: Array, *, record: bool, loop: Loop = auto_loop
+    ) -> Record:
         del record
-        return _worst_stage(self.stages(), example_keys(key, x.shape[0]), model, x, y)
+        return _worst_stage(self.stages(), example_keys(key, x.shape[0]), model, x, y, loop)
 
-    def aimed(self) -> WorstOf:
-        return replace(self, attacks=tuple(attack.aimed() for attack in self.attacks))
+    def with_goal(self, goal: Goal) -> WorstOf:
+        return replace(self, attacks=tuple(attack.with_goal(goal) for attack in self.attacks))
 
     def scaled(self, factor: ArrayLike) -> WorstOf:
         return replace(self, attacks=tuple(attack.scaled(factor) for attack in self.attacks))
@@ -205,10 +197,9 @@ def least_likely_target(keys: Key, logits: Array, y: Array) -> Array:
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _targets(choose: ChooseTargets, keys: Key, model: Any, x: Array, y: Array) -> Array:
+def _targets(choose: ChooseTargets, keys: Key, model: Model, x: Array, y: Array) -> Array:
     keys = fold_in_each(keys, _TARGET)
-    logits = model(x, key=keys) if is_stochastic(model) else model(x)
-    return choose(keys, logits.reshape((-1, *logits.shape[-2:])).mean(axis=0), y)
+    return choose(keys, draws_of(model, x, keys).mean(axis=0), y)
 
 
 @pytree
@@ -224,15 +215,24 @@ class Targeted(Wrapper):
     attack: Attack = dataclasses.field(kw_only=False)
     choose: ChooseTargets | None = static(default=None)
 
-    def solve(self, key: Key, model: Any, x: Array, y: Array, *, record: bool) -> Record:
+    def solve(
+        self, key: Key, model: Model, x: Array, y: Array, *, record: bool, loop: Loop = auto_loop
+    ) -> Record:
         keys = example_keys(key, x.shape[0])
+        aimed = self.attack.with_goal(Target())
         if self.choose is None:
-            return self.attack.aimed().solve(keys, model, x, y, record=record)
+            return aimed.solve(keys, model, x, y, record=record, loop=loop)
         y = _targets(self.choose, keys, model, x, y)
-        out = self.attack.aimed().solve(keys, model, x, y, record=record)
+        out = aimed.solve(keys, model, x, y, record=record, loop=loop)
         return replace(out, forwards=out.forwards + 1) if record else out
 
-    def aimed(self) -> Attack:
+    @property
+    def goal(self) -> Goal:
+        return Target() if self.choose is None else Misclassify()
+
+    def with_goal(self, goal: Goal) -> Targeted:
+        if not goal.targeted:
+            raise ValueError(f"Targeted: given goal={goal!r}; expected Target()")
         return self
 
 
@@ -310,6 +310,7 @@ class EOT(Wrapper):
     chunk: int | None = static(default=None)
 
     def check(self) -> None:
+        super().check()
         check_count("EOT", "samples", self.samples)
         check_count("EOT", "chunk", self.chunk, none=True)
         if self.chunk is not None and self.samples % self.chunk:
@@ -317,15 +318,17 @@ class EOT(Wrapper):
                 f"EOT: given chunk={self.chunk} for {self.samples} samples; a divisor is taken"
             )
 
-    def solve(self, key: Key, model: Any, x: Array, y: Array, *, record: bool) -> Record:
+    def solve(
+        self, key: Key, model: Model, x: Array, y: Array, *, record: bool, loop: Loop = auto_loop
+    ) -> Record:
         if not is_stochastic(model):
             raise ValueError(
                 f"EOT: given {type(model).__name__}, which is not randomised; "
                 "a model with stochastic = True is taken"
             )
         chunk = self.chunk or self.samples
-        draws = _Draws(model=model, samples=self.samples, chunk=chunk)
-        out = self.attack.solve(key, draws, x, y, record=record)
+        draws: Any = _Draws(model=model, samples=self.samples, chunk=chunk)
+        out = self.attack.solve(key, draws, x, y, record=record, loop=loop)
         if not record:
             return out
         cost = {name: getattr(out, name) * self.samples for name in ("forwards", "backwards")}

@@ -2,50 +2,27 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 
-from advjax.attacks._checks import (
-    check_ball,
-    check_count,
-    check_number,
-    check_per_example,
-    check_share,
-)
-from advjax.attacks._closest import Closest, farthest
-from advjax.attacks._iterate import Loop, LossFn, auto_loop
-from advjax.attacks._minimum_norm import MinimumNorm
-from advjax.attacks._rows import vanished, widen
+from advjax.answers import fold_in_each
+from advjax.arguments import check_ball, check_count, check_number, check_share
+from advjax.attacks.core.minimal import MinimumNorm, SearchState, farthest
+from advjax.attacks.core.rows import row, vanished, widen
 from advjax.balls import L2, Ball
+from advjax.goals import Misclassify
 from advjax.losses import cross_entropy
-from advjax.types import (
-    Array,
-    ArrayLike,
-    Key,
-    example_keys,
-    fold_in_each,
-    pytree,
-    replace,
-    static,
-)
+from advjax.pytrees import Array, ArrayLike, Key, driver_only, per_example, pytree, replace, static
+from advjax.types import Goal, LossFn, Model
 
 _NOISE = 2**30  # what a key is folded with, plus i, to draw the noise of step i; a model's: i + 1
 
 
 @pytree
-class _State:
-    """Between two steps; all but the keys ``[B]`` or ``[B, ...]``."""
-
-    keys: Key
+class _State(SearchState):
     x_adv: Array
     radius: Array
     farthest: Array  # distance of the farthest corner of the box
-    closest: Closest
-    taken: Array
-    zero_gradient: Array
-    probabilities: Array
 
 
 @pytree
@@ -68,57 +45,41 @@ class DDN(MinimumNorm):
         with ``in_box``. On an ordinary network the two are equal.
       levels: values are rounded to so many, evenly spaced over the box, before they are judged:
         256 for results that survive being saved, as published; None for no rounding.
-      horizon: the step at which the cosine ends; ``steps`` by default.
       loss: per-example loss ``(logits, y) -> [B]``; a named function, not a fresh lambda.
-      targeted: labels are targets and the loss is lowered; see ``Targeted``.
-      loop: who iterates; ``auto_loop``, ``host_loop``, ``device_loop`` or your own.
+      goal: what is wanted, see ``Targeted``.
     """
 
     ball: Ball = L2()
-    steps: int = static(default=100)
+    steps: int = driver_only(default=100)
     step_size: ArrayLike = 1.0
-    init_norm: ArrayLike = 1.0
+    init_norm: ArrayLike = per_example(default=1.0)
     gamma: ArrayLike = 0.05
     in_box: bool = static(default=False)
     levels: int | None = static(default=256)
-    horizon: ArrayLike = None
     loss: LossFn = static(default=cross_entropy)
-    targeted: bool = static(default=False)
-    loop: Loop = static(default=auto_loop)
+    goal: Goal = Misclassify()
 
     def check(self) -> None:
         check_ball("DDN", self.ball, L2, taken="an L2 ball")
         check_count("DDN", "steps", self.steps, 0)
         if self.levels is not None and not (isinstance(self.levels, int) and self.levels >= 2):
-            raise ValueError(f"DDN: given levels={self.levels!r}; an integer >= 2 or None is taken")
+            raise ValueError(f"DDN: given levels={self.levels!r}; expected an integer >= 2 or None")
         check_share("DDN", "gamma", self.gamma)
         check_number("DDN", "init_norm", self.init_norm)
 
-    def check_fits(self, x: Array) -> None:
-        check_per_example(x, eps=self.ball.eps, init_norm=self.init_norm)
+    def init(self, key: Key, model: Model, x: Array, y: Array, steps: Array) -> _State:
+        del y
+        radius = jnp.broadcast_to(self.init_norm, row(x).shape).astype(x.dtype)
+        far = farthest(self.ball, x)
+        return _State.start(key, model, x, steps, draws=True, x_adv=x, radius=radius, farthest=far)
 
-    def init(self, key: Key, model: Any, x: Array, y: Array) -> _State:
-        del model, y
-        closest = Closest.start(x)
-        none = jnp.zeros_like(closest.first_success)
-        return _State(
-            keys=example_keys(key, x.shape[0]),
-            x_adv=x,
-            radius=jnp.broadcast_to(self.init_norm, none.shape).astype(x.dtype),
-            farthest=farthest(self.ball, x),
-            closest=closest,
-            taken=none,
-            zero_gradient=none,
-            probabilities=none == 0,
-        )
-
-    def step(self, i: Array, state: _State, model: Any, x: Array, y: Array) -> _State:
+    def step(self, i: Array, state: _State, model: Model, x: Array, y: Array) -> _State:
         judged, grad = self._look(i, state, model, y)
         grad = self.ball.steepest(grad)
         lost = vanished(grad)
         draw = lambda key: jax.random.normal(key, x.shape[1:], x.dtype)
         noise = jax.vmap(draw)(fold_in_each(state.keys, _NOISE + i))
-        step_size = jnp.asarray(self.step_size) * (0.01 + 0.99 * self._cosine(i))
+        step_size = jnp.asarray(self.step_size) * (0.01 + 0.99 * self._cosine(i, state))
         delta = state.x_adv - x + step_size * jnp.where(widen(lost, x), noise, grad)
         change = jnp.where(judged.success, -1, 1) * jnp.asarray(self.gamma)
         radius = jnp.minimum(state.radius * (1 + change), state.farthest)

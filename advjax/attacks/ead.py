@@ -2,53 +2,38 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import ClassVar, Literal
 
 import jax.numpy as jnp
 
-from advjax.attacks._checks import check_count, check_number, check_per_example
-from advjax.attacks._closest import Closest
-from advjax.attacks._iterate import Iterative, Loop, auto_loop, judge, outcome
-from advjax.attacks._rows import only, widen
-from advjax.attacks._tradeoff import (
+from advjax.answers import fold_if_any
+from advjax.arguments import check_ball, check_count
+from advjax.attacks.core.judging import ask
+from advjax.attacks.core.penalty import (
     ConstantSearch,
-    convinces,
-    margin_and_gradient,
+    Penalty,
+    PenaltyState,
+    Seen,
     on_mask,
     over_features,
 )
+from advjax.attacks.core.rows import row, widen
 from advjax.balls import L1, Ball
+from advjax.goals import Misclassify
 from advjax.losses import margin
-from advjax.types import (
-    Array,
-    ArrayLike,
-    Key,
-    Record,
-    example_keys,
-    fold_in_each,
-    is_stochastic,
-    pytree,
-    replace,
-    static,
-)
+from advjax.pytrees import Array, ArrayLike, driver_only, per_example, pytree, static
+from advjax.types import Goal, Model
 
 
 @pytree
-class _State:
-    """Between two iterations; every array has the batch first."""
-
-    keys: Any  # [B] keys for a randomised model, else None
+class _Search:
     image: Array
     slack: Array  # the image and the momentum, where the gradient is taken
-    search: ConstantSearch
-    closest: Closest  # by the rule's distance
-    taken: Array
-    zero_gradient: Array
-    probabilities: Array
+    constant: ConstantSearch
 
 
 @pytree
-class EAD(Iterative):
+class EAD(Penalty):
     """The elastic-net attack (Chen et al. 2018, algorithm 1, with the momentum of their code).
 
     FISTA minimises ``c * max(confidence - margin, 0) + |d|_2^2 + beta * |d|_1`` over the change d:
@@ -72,96 +57,75 @@ class EAD(Iterative):
       rule: which image is best: ``"L1"``, or ``"EN"`` by ``|d|_2^2 + beta * |d|_1``.
       abort_early: end a search that gets nowhere: every tenth of ``steps`` its lowest objective
         must have fallen by 0.01 %.
-      targeted: labels are targets; see ``Targeted``.
-      length: as ``steps``, where the loop knows only the whole number; leave it.
-      loop: who iterates; ``auto_loop``, ``host_loop``, ``device_loop`` or your own.
+      goal: what is wanted, see ``Targeted``.
     """
 
+    forwards_per_step: ClassVar[int] = 2
+
     ball: Ball = L1()
-    steps: int = static(default=1000)
+    steps: int = driver_only(default=1000)
     searches: int = static(default=9)
     step_size: ArrayLike = 0.01
     beta: ArrayLike = 1e-3
-    c: ArrayLike = 1e-3
-    confidence: ArrayLike = 0.0
+    c: ArrayLike = per_example(default=1e-3)
+    confidence: ArrayLike = per_example(default=0.0)
     rule: Literal["L1", "EN"] = static(default="L1")
     abort_early: bool = static(default=True)
-    targeted: bool = static(default=False)
-    length: ArrayLike = None
-    loop: Loop = static(default=auto_loop)
+    goal: Goal = Misclassify()
 
     def check(self) -> None:
-        if not isinstance(self.ball, L1):
-            raise TypeError(f"EAD: given ball={self.ball!r}; an L1 ball is taken")
+        check_ball("EAD", self.ball, L1, taken="an L1 ball")
         for name in ("steps", "searches"):
             check_count("EAD", name, getattr(self, name))
-        for name in ("step_size", "beta", "c"):
-            check_number("EAD", name, getattr(self, name))
-        check_number("EAD", "confidence", self.confidence, zero=True)
+        self.check_numbers("step_size", "beta", "c")
         if self.rule not in ("L1", "EN"):
-            raise ValueError(f"EAD: given rule={self.rule!r}; 'L1' or 'EN' is taken")
+            raise ValueError(f"EAD: given rule={self.rule!r}; expected 'L1' or 'EN'")
 
-    def check_fits(self, x: Array) -> None:
-        check_per_example(x, eps=self.ball.eps, c=self.c, confidence=self.confidence)
+    @property
+    def most_steps(self) -> int:
+        return self.steps * self.searches
 
-    def init(self, key: Key, model: Any, x: Array, y: Array) -> _State:
+    def begin(self, x: Array, y: Array) -> _Search:
         del y
-        closest = Closest.start(x)
-        none = jnp.zeros_like(closest.first_success)
-        return _State(
-            keys=example_keys(key, x.shape[0]) if is_stochastic(model) else None,
-            image=x,
-            slack=x,
-            search=ConstantSearch.start(self.c, none),
-            closest=closest,
-            taken=none,
-            zero_gradient=none,
-            probabilities=none == 0,
-        )
+        return _Search(image=x, slack=x, constant=ConstantSearch.start(self.c, row(x)))
 
-    def step(self, i: Array, state: _State, model: Any, x: Array, y: Array) -> _State:
-        features, c = over_features(x), state.search.c
-        at_slack, rise = margin_and_gradient(
-            self.targeted, model, state.slack, y, state.keys, 2 * i + 1
-        )
-        # The first slack point is the clean image, which may be adversarial already.
-        clean = convinces(at_slack, self.confidence) & (state.taken == 0)
-        closest = state.closest.keep(x, clean, jnp.zeros_like(c), i)
-
-        pull = widen(jnp.where(self._short(at_slack.loss) > 0, c, 0), x)
-        part = state.search.progress.taken / jnp.asarray(self._length)
+    def look(self, i: Array, state: PenaltyState, model: Model, x: Array, y: Array) -> Seen:
+        search: _Search = state.search
+        at_slack = self.ask(model, search.slack, x, y, fold_if_any(state.keys, 2 * i + 1))
+        part = search.constant.progress.taken.astype(x.dtype) / state.steps
         step_size = jnp.asarray(self.step_size) * jnp.sqrt(jnp.maximum(1 - part, 0))
-        down = 2 * (state.slack - x) - pull * rise
-        image = self._shrunk(state.slack - widen(step_size, x) * down, x)
-        count = state.search.progress.taken + 1
-        slack = image + widen(count / (count + 3), x) * (image - state.image)
+        down = 2 * at_slack.change - at_slack.pull(search.constant.c)
+        image = self._shrunk(search.slack - widen(step_size, x) * down, x)
+        # The first slack point is the clean image, which may be adversarial already.
+        clean = at_slack.judged.success & (i == 0)
+        image = jnp.where(widen(clean, x), x, image)
+        keys = fold_if_any(state.keys, 2 * i + 2)
+        _, judged = ask(self.goal, margin, model, image, y, keys)
+        return self.seen(judged, at_slack.rise, image, image - x)
 
-        drawn: Any = None if state.keys is None else fold_in_each(state.keys, 2 * i + 2)
-        _, judged = judge(margin, self.targeted, model, image, y, drawn)
-        success = convinces(judged, self.confidence)
-        l1 = jnp.sum(jnp.abs(image - x), axis=features)
-        elastic = jnp.sum((image - x) ** 2, axis=features) + jnp.asarray(self.beta) * l1
-        closest = closest.keep(image, success, l1 if self.rule == "L1" else elastic, i)
+    def size(self, change: Array) -> Array:
+        l1 = jnp.sum(jnp.abs(change), axis=over_features(change))
+        return l1 if self.rule == "L1" else self._elastic(change)
 
-        objective = elastic + c * jnp.maximum(self._short(judged.loss), 0)
-        over, search = state.search.after(objective, success, self._length, self.abort_early)
-        new = _State(
-            keys=None,
-            image=jnp.where(widen(over, x), x, image),
-            slack=jnp.where(widen(over, x), x, slack),
-            search=search,
-            closest=closest,
-            taken=state.taken + 1,
-            zero_gradient=state.zero_gradient
-            + jnp.all(on_mask(self.ball, rise, jnp.zeros_like(x)) == 0, axis=features),
-            probabilities=state.probabilities & judged.probabilities,
+    def _elastic(self, change: Array) -> Array:
+        axes = over_features(change)
+        l1 = jnp.sum(jnp.abs(change), axis=axes)
+        return jnp.sum(change**2, axis=axes) + jnp.asarray(self.beta) * l1
+
+    def move(self, seen: Seen, state: PenaltyState, x: Array) -> tuple[_Search, Array]:
+        search: _Search = state.search
+        count = (search.constant.progress.taken + 1).astype(x.dtype)
+        slack = seen.image + widen(count / (count + 3), x) * (seen.image - search.image)
+        objective = self._elastic(seen.change) + search.constant.c * seen.short
+        over, constant = search.constant.after(
+            objective, seen.judged.success, state.steps, self.abort_early
         )
-        held = only(self.live(state), new, replace(state, keys=None))
-        return replace(held, keys=state.keys)
-
-    def _short(self, margins: Array) -> Array:
-        """By how much the margins fall short of the confidence."""
-        return jnp.asarray(self.confidence) - margins
+        new = _Search(
+            image=jnp.where(widen(over, x), x, seen.image),
+            slack=jnp.where(widen(over, x), x, slack),
+            constant=constant,
+        )
+        return new, constant.done >= self.searches
 
     def _shrunk(self, moved: Array, x: Array) -> Array:
         """The changes nearer to zero by ``beta``, exactly zero where they are smaller."""
@@ -170,39 +134,3 @@ class EAD(Iterative):
         less, more = jnp.clip(moved + beta, lower, upper), jnp.clip(moved - beta, lower, upper)
         shrunk = jnp.where(change > beta, more, jnp.where(change < -beta, less, x))
         return on_mask(self.ball, shrunk, x)
-
-    @property
-    def _length(self) -> ArrayLike:
-        return self.steps if self.length is None else self.length
-
-    def live(self, state: _State) -> Array:
-        return (state.search.done < self.searches) & (state.closest.distance > 0)
-
-    def finish(self, state: _State, model: Any, x: Array, y: Array, *, record: bool) -> Record:
-        best = state.closest.image
-        closest = replace(state.closest, distance=self.ball.size(best - x))
-        return outcome(
-            self,
-            model,
-            x,
-            y,
-            closest.within(self.ball, x),
-            None if state.keys is None else fold_in_each(state.keys, 0),
-            record=record,
-            loss=margin,
-            forwards=2 * state.taken,
-            last=state.taken,
-            backwards=state.taken,
-            first_success=state.closest.first_success,
-            zero_gradient=state.zero_gradient,
-        )
-
-    def doubts(self, state: _State) -> Array:
-        return state.probabilities
-
-    def solve(self, key: Key, model: Any, x: Array, y: Array, *, record: bool) -> Record:
-        whole = replace(self, steps=self.steps * self.searches, length=self._length)
-        return Iterative.solve(whole, key, model, x, y, record=record)
-
-    def pieces(self) -> EAD:
-        return replace(self, steps=1, loop=auto_loop)

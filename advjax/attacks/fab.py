@@ -8,33 +8,23 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from advjax.attacks._checks import check_ball, check_count, check_rank
-from advjax.attacks._closest import Closest
-from advjax.attacks._iterate import Iterative, Loop, auto_loop, outcome
-from advjax.attacks._rows import widen
-from advjax.attacks.deepfool import (
-    Answer,
+from advjax.answers import draws_of, example_keys, fold_if_any, fold_in_each, is_stochastic
+from advjax.arguments import check_ball, check_count, check_goal, check_rank
+from advjax.attacks.core.boundaries import (
     Plane,
-    ask,
+    answer,
     differentiated,
     nearest_plane,
-    others,
-    strongest,
+    of_rank,
+    sides,
 )
+from advjax.attacks.core.judging import Judgement, Tally
+from advjax.attacks.core.minimal import Closest, KeepsClosest, at_distance
+from advjax.attacks.core.rows import widen
 from advjax.balls import L1, L2, Ball, Linf, check_finite
-from advjax.losses import margin
-from advjax.types import (
-    Array,
-    ArrayLike,
-    Key,
-    Record,
-    example_keys,
-    fold_in_each,
-    is_stochastic,
-    pytree,
-    replace,
-    static,
-)
+from advjax.goals import Misclassify, Target
+from advjax.pytrees import Array, ArrayLike, Key, driver_only, per_example, pytree, replace, static
+from advjax.types import Goal, Model
 
 # Passes of the searches, the same for every example: a test for convergence would tie the examples
 # of a batch to each other. Newton's took at most 12 and 21 on 3,000 hard cases of up to 150,528
@@ -43,8 +33,7 @@ _PASSES = {"linf": 14, "l2": 24, "l1": 31}
 _FEW = {"linf": 5, "l2": 5, "l1": 16}  # to tell which of several planes is the nearest
 _FAR = 1e10  # the distance of a plane that no pixel can approach
 _START = 0  # what a key is folded with to draw the start
-_RANK = 1  # and for the model's draw that ranks the classes; step i uses i + 2
-_LAST, _FINAL = 2**32 - 3, 2**32 - 2  # and for its draws after the last step
+_RANK = 1  # and for the model's draw that ranks the classes; look i at an iterate uses i + 2
 
 
 def onto_plane(
@@ -124,14 +113,11 @@ class _State:
     taken: Array  # steps so far
     target: Array  # [B] the class by rank, once known; -1 where there are not so many classes
     closest: Closest
-    forwards: Array
-    backwards: Array
-    zero_gradient: Array
-    probabilities: Array
+    tally: Tally
 
 
 @pytree
-class FAB(Iterative):
+class FAB(KeepsClosest):
     """The fast adaptive boundary attack (Croce & Hein 2020b, algorithm 1), in L-inf, L2 or L1.
 
     Linearises the boundary at the iterate, projects the iterate and the clean image onto it inside
@@ -146,30 +132,28 @@ class FAB(Iterative):
       ball: ``Linf()``, ``L2()`` or ``L1()``; with a finite eps only nearer images count.
       steps: number of steps, at least 0.
       rank: look at one class only, the rank-th by clean logit without the label (1 is the runner
-        up): FAB-T (Croce & Hein 2020a, section 4), with one gradient per step instead of K - 1;
-        does nothing where there are fewer classes. None for all classes.
+        up), scalar or ``[B]``: FAB-T (Croce & Hein 2020a, section 4), with one gradient per step
+        instead of K - 1; does nothing where there are fewer classes. None for all classes.
       alpha_max: largest share of the clean image's projection.
       overshoot: factor on the projections' steps (the paper's eta), at least 1.
       backward: what is left of an adversarial perturbation (the paper's beta), 0 to 1.
       random_start: start at distance eps / 2 in a random direction instead of at the image.
       until_success: stop an example at its first adversarial image within eps.
       chunk: gradients of how many classes are held at a time; None for all.
-      targeted: labels are targets: the plane is that between the target and the strongest other
-        class at the iterate, an extension.
-      loop: who iterates.
+      goal: what is wanted, see ``Targeted``. Towards a target the plane is that between it and the
+        strongest other class at the iterate, an extension.
     """
 
     ball: Ball
-    steps: int = static(default=100)
-    rank: ArrayLike | None = None
+    steps: int = driver_only(default=100)
+    rank: ArrayLike = per_example(default=None)
     alpha_max: ArrayLike = 0.1
     overshoot: ArrayLike = 1.05
     backward: ArrayLike = 0.9
     random_start: bool = static(default=False)
     until_success: bool = static(default=False)
     chunk: int | None = static(default=None)
-    targeted: bool = static(default=False)
-    loop: Loop = static(default=auto_loop)
+    goal: Goal = Misclassify()
 
     def check(self) -> None:
         check_ball("FAB", self.ball, Linf, L2, L1)
@@ -177,92 +161,63 @@ class FAB(Iterative):
         check_count("FAB", "chunk", self.chunk, none=True)
         if self.random_start:
             check_finite("FAB with random_start", self.ball)
-        check_rank("FAB", self.rank, self.targeted)
+        check_goal("FAB", self.goal, Misclassify, Target)
+        check_rank("FAB", self.rank, self.goal)
 
-    def check_fits(self, x: Array) -> None:
-        super().check_fits(x)
-        if self.rank is not None and jnp.shape(self.rank):
-            raise ValueError(f"rank: given shape {jnp.shape(self.rank)}; one number is taken")
-
-    def init(self, key: Key, model: Any, x: Array, y: Array) -> _State:
+    def init(self, key: Key, model: Model, x: Array, y: Array, steps: Array) -> _State:
+        del steps
         keys: Any = None
         if self.random_start or is_stochastic(model):
             keys = example_keys(key, x.shape[0])
-        closest = Closest.start(x)
-        none = jnp.zeros_like(closest.first_success)
-        able = none + 1
+        point, target, tally = x, jnp.zeros_like(y), Tally.start(x)
         if self.rank is not None:
-            shape = jax.eval_shape(lambda: ask(model, x, y, keys, targeted=False).logits).shape
-            able = able * (jnp.asarray(self.rank) < shape[-1])
-        state = _State(
+            able = jnp.asarray(self.rank) < jax.eval_shape(draws_of, model, x, keys).shape[-1]
+            target = jnp.where(able, target, -1)
+        if self.random_start:
+            point = at_distance(self.ball, fold_in_each(keys, _START), x, self.ball.eps / 2)
+        if self.random_start and self.rank is not None:
+            logits, _ = answer(self.goal, model, x, y, fold_in_each(keys, _RANK))
+            target = jnp.where(able, of_rank(logits, y, self.rank), -1)
+            tally = tally.spend(forwards=able)
+        return _State(
             keys=keys,
-            point=x,
+            point=point,
             taken=jnp.zeros((), jnp.int32),
-            target=able - 1,
-            closest=closest,
-            forwards=none,
-            backwards=none,
-            zero_gradient=none,
-            probabilities=none == 0,
+            target=target,
+            closest=Closest.start(x),
+            tally=tally,
         )
-        if not self.random_start:
-            return state
-        if self.rank is not None:
-            drawn = fold_in_each(keys, _RANK) if is_stochastic(model) else None
-            answer = ask(model, x, y, drawn, targeted=False)
-            target = jnp.where(able > 0, self._ranked(answer.logits, y), -1)
-            state = replace(state, target=target, forwards=able)
-        return replace(state, point=self._start(fold_in_each(keys, _START), x))
-
-    def _start(self, keys: Key, x: Array) -> Array:
-        draw = lambda key: jax.random.normal(key, x.shape[1:], x.dtype)
-        if isinstance(self.ball, Linf):
-            draw = lambda key: jax.random.uniform(key, x.shape[1:], x.dtype, -1, 1)
-        direction = self.ball._masked(jax.vmap(draw)(keys))
-        size = self.ball.size(direction)
-        length = jnp.asarray(self.ball.eps) / 2 / jnp.where(size > 0, size, 1)
-        return jnp.clip(x + widen(length, x) * direction, *self.bounds)
-
-    def _ranked(self, logits: Array, y: Array) -> Array:
-        """``[B]`` the class of this rank, among at least so many."""
-        is_label = jax.nn.one_hot(y, logits.shape[-1], dtype=bool)
-        order = jnp.argsort(jnp.where(is_label, jnp.inf, -logits), axis=-1, stable=True)
-        place = jnp.clip(jnp.asarray(self.rank) - 1, 0, logits.shape[-1] - 2)
-        return order[:, place.astype(jnp.int32)].astype(jnp.int32)
 
     def live(self, state: _State) -> Array:
         enough = jnp.asarray(self.ball.eps) if self.until_success else 0
         return (state.closest.distance > enough) & (state.target >= 0)
 
-    def _seen(self, state: _State, answer: Answer, x: Array, live: Array, i: Any) -> _State:
-        """The state after its point has been tested, as iterate number i."""
-        distance = self.ball.size(state.point - x)
+    def _seen(self, i: ArrayLike, state: _State, judged: Judgement, x: Array) -> _State:
+        """The state after its point has been judged, as iterate number i."""
+        live, distance = self.live(state), self.ball.size(state.point - x)
         return replace(
             state,
-            closest=state.closest.keep(state.point, live & answer.success, distance, i),
-            forwards=state.forwards + live,
-            probabilities=state.probabilities & answer.probabilities,
+            closest=state.closest.keep(state.point, live & judged.success, distance),
+            tally=state.tally.spend(forwards=live).see(judged, i, live),
         )
 
-    def step(self, i: Array, state: _State, model: Any, x: Array, y: Array) -> _State:
-        live = self.live(state)
-        keys: Any = fold_in_each(state.keys, i + 2) if is_stochastic(model) else None
-        answer, pullback = differentiated(model, state.point, y, keys, targeted=self.targeted)
-        raised, lowered, target = others(answer.logits, y), y, state.target
-        if self.targeted:
-            raised, lowered = y[None], strongest(answer.logits, y)
-        elif self.rank is not None:
+    def step(self, i: Array, state: _State, model: Model, x: Array, y: Array) -> _State:
+        live, target, among = self.live(state), state.target, None
+        drawn = fold_if_any(state.keys, i + 2)
+        logits, judged, pullback = differentiated(self.goal, model, state.point, y, drawn)
+        if self.rank is not None:
             if not self.random_start:  # the first point is the clean image
-                ranked = jnp.where(target < 0, -1, self._ranked(answer.logits, y))
+                ranked = jnp.where(target < 0, -1, of_rank(logits, y, self.rank))
                 target = jnp.where(i == 0, ranked, target)
-            raised = jnp.maximum(target, 0)[None]
+            among = jnp.maximum(target, 0)[None]
+        raised, lowered = sides(self.goal, logits, y, among)
         widely = lambda value: jnp.asarray(value, x.dtype)
-        kept = jnp.where(widen(answer.success, x), widely(self.backward), 1)
+        kept = jnp.where(widen(judged.success, x), widely(self.backward), 1)
         point = x + kept * (state.point - x)
         back = state.point - point
         plane = nearest_plane(
             self.ball,
-            answer.logits,
+            logits,
             pullback,
             raised,
             lowered,
@@ -276,15 +231,20 @@ class FAB(Iterative):
         moved = point + (1 - share) * beyond * to_point
         moved += share * (x - point + beyond * to_image)
         moved = jnp.clip(moved, *self.bounds)
-        state = self._seen(state, answer, x, live, i)
+        state = self._seen(i, state, judged, x)
+        tally = state.tally.spend(backwards=raised.shape[0] * live)
         return replace(
             state,
             taken=i + 1,
             point=jnp.where(widen(live, x), moved, state.point),
             target=jnp.where(live, target, state.target),
-            backwards=state.backwards + raised.shape[0] * live,
-            zero_gradient=state.zero_gradient + (live & (plane.size == 0)),
+            tally=tally.lose(live & (plane.size == 0)),
         )
+
+    def last(self, state: _State, model: Model, x: Array, y: Array) -> _State:
+        drawn = fold_if_any(state.keys, state.taken + 2)
+        _, judged = answer(self.goal, model, state.point, y, drawn)
+        return self._seen(state.taken, state, judged, x)
 
     def _room(self, points: Array, shape: tuple[int, ...]) -> tuple[Array, Array]:
         """How far the box lets flattened images ``[..., D]`` go down and up."""
@@ -319,31 +279,5 @@ class FAB(Iterative):
         share = jnp.minimum(near / (near + far), jnp.asarray(self.alpha_max))
         return steps[0].reshape(x.shape), steps[1].reshape(x.shape), share
 
-    def finish(self, state: _State, model: Any, x: Array, y: Array, *, record: bool) -> Record:
-        draw = lambda n: fold_in_each(state.keys, n) if is_stochastic(model) else None
-        live = self.live(state)
-        answer = ask(model, state.point, y, draw(_LAST), targeted=self.targeted)
-        state = self._seen(state, answer, x, live, state.taken)
-        return outcome(
-            self,
-            model,
-            x,
-            y,
-            state.closest.within(self.ball, x),
-            draw(_FINAL),
-            record=record,
-            loss=margin,
-            forwards=state.forwards,
-            backwards=state.backwards,
-            first_success=state.closest.first_success,
-            zero_gradient=state.zero_gradient,
-        )
-
-    def doubts(self, state: _State) -> Array:
-        return state.probabilities & (state.forwards > 0)
-
-    def pieces(self) -> FAB:
-        return replace(self, steps=0, loop=auto_loop)
-
-    def aimed(self) -> FAB:
-        return replace(self, targeted=True, rank=None)
+    def with_goal(self, goal: Goal) -> FAB:
+        return replace(self, goal=goal, rank=None if goal.targeted else self.rank)

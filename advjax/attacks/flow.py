@@ -2,37 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import optax
 
-from advjax.attacks._checks import (
-    check_count,
-    check_number,
-    check_per_example,
-    check_pictures,
-    check_unbounded,
-)
-from advjax.attacks._closest import Closest
-from advjax.attacks._iterate import Iterative, Judgement, Loop, auto_loop, judge, outcome
-from advjax.attacks._rows import only, spread, vanished, widen
+from advjax.answers import fold_if_any
+from advjax.arguments import check_count, check_number, check_pictures, check_unbounded
+from advjax.attacks.core.judging import Judgement, ask
+from advjax.attacks.core.minimal import KeepsClosest, SearchState
+from advjax.attacks.core.rows import only, spread, vanished, widen
 from advjax.attacks.spatial import bilinear, pixel_positions
 from advjax.balls import L2, Ball
+from advjax.goals import Misclassify
 from advjax.losses import margin
-from advjax.types import (
-    Array,
-    ArrayLike,
-    Key,
-    Record,
-    example_keys,
-    fold_in_each,
-    is_stochastic,
-    pytree,
-    replace,
-    static,
-)
+from advjax.pytrees import Array, ArrayLike, Key, driver_only, per_example, pytree, replace
+from advjax.types import Goal, Model
+
+_ADAM = optax.scale_by_adam()
 
 
 def warp(x: Array, flow: Array) -> Array:
@@ -43,7 +29,7 @@ def warp(x: Array, flow: Array) -> Array:
       flow: ``[B, H, W, 2]``, rows and columns, in pixels.
     """
     rows, cols = pixel_positions(*x.shape[1:3])
-    return jax.vmap(bilinear)(x, rows + flow[..., 0], cols + flow[..., 1])
+    return jax.vmap(bilinear)(x, rows[None] + flow[..., 0], cols[None] + flow[..., 1])
 
 
 def roughness(flow: Array) -> Array:
@@ -60,21 +46,15 @@ def roughness(flow: Array) -> Array:
 
 
 @pytree
-class _State:
-    """Between two steps: the flow, Adam's moments, the smoothest success and the tallies."""
+class _State(SearchState):
+    """Between two steps; ``closest`` is the smoothest success, its distance the roughness."""
 
-    keys: Any  # [B] keys for a randomised model, else None
-    taken: Array
     flow: Array
-    adam: Any
-    smoothest: Closest  # its distance is the flow's roughness
-    spent: Array
-    zero_gradient: Array
-    probabilities: Array
+    adam: optax.OptState
 
 
 @pytree
-class Flow(Iterative):
+class Flow(KeepsClosest):
     """Spatially transformed examples, stAdv (Xiao et al. 2018, section 3.2, eq. 1 to 4).
 
     Minimises ``max(label's logit - largest other, -kappa) + tau * roughness(flow)`` over a
@@ -92,18 +72,16 @@ class Flow(Iterative):
       kappa: logit margin the attack works for; 0 is to err at all.
       learning_rate: Adam's, pixels of displacement.
       steps: number of steps, at least 0.
-      targeted: labels are targets; see ``Targeted``.
-      loop: who iterates; ``auto_loop``, ``host_loop``, ``device_loop`` or your own.
+      goal: what is wanted, see ``Targeted``.
     """
 
     ball: Ball = L2()  # noqa: RUF009
-    max_shift: ArrayLike = jnp.inf
+    max_shift: ArrayLike = per_example(default=jnp.inf)
     tau: ArrayLike = 0.05
     kappa: ArrayLike = 0.0
     learning_rate: ArrayLike = 0.1
-    steps: int = static(default=100)
-    targeted: bool = static(default=False)
-    loop: Loop = static(default=auto_loop)
+    steps: int = driver_only(default=100)
+    goal: Goal = Misclassify()
 
     def check(self) -> None:
         check_unbounded("Flow", self.ball)
@@ -113,86 +91,60 @@ class Flow(Iterative):
 
     def check_fits(self, x: Array) -> None:
         check_pictures("Flow", x)
-        check_per_example(x, max_shift=self.max_shift)
+        super().check_fits(x)
         for name in ("tau", "kappa", "learning_rate"):
             shape = jnp.shape(getattr(self, name))
             if shape:
-                raise ValueError(f"Flow: given {name} of shape {shape}; a scalar is taken")
+                raise ValueError(f"Flow: given {name} of shape {shape}; expected a scalar")
 
-    def init(self, key: Key, model: Any, x: Array, y: Array) -> _State:
+    def init(self, key: Key, model: Model, x: Array, y: Array, steps: Array) -> _State:
+        del y
         flow = jnp.zeros_like(x, shape=(*x.shape[:3], 2))
-        none = jnp.zeros_like(y)
-        return _State(
-            keys=example_keys(key, x.shape[0]) if is_stochastic(model) else None,
-            taken=jnp.zeros((), jnp.int32),
-            flow=flow,
-            adam=optax.scale_by_adam().init(flow),
-            smoothest=Closest.start(x),
-            spent=none,
-            zero_gradient=none,
-            probabilities=none == 0,
-        )
+        return _State.start(key, model, x, steps, flow=flow, adam=_ADAM.init(flow))
 
-    def _judge(self, state: _State, model: Any, x: Array, y: Array) -> Judgement:
-        keys: Any = None if state.keys is None else fold_in_each(state.keys, state.taken)
-        return judge(margin, self.targeted, model, x, y, keys)[1]
-
-    def step(self, i: Array, state: _State, model: Any, x: Array, y: Array) -> _State:
+    def step(self, i: Array, state: _State, model: Model, x: Array, y: Array) -> _State:
         def objective(flow: Array) -> tuple[Array, tuple[Array, Array, Judgement]]:
             image, rough = warp(x, flow), roughness(flow)
-            judged = self._judge(state, model, image, y)
+            _, judged = ask(self.goal, margin, model, image, y, fold_if_any(state.keys, i))
             value = jnp.maximum(-judged.loss, -self.kappa) + self.tau * rough
             return jnp.sum(value), (image, rough, judged)
 
         grad, (image, rough, judged) = jax.grad(objective, has_aux=True)(state.flow)
         grad = jnp.where(jnp.isfinite(grad), grad, 0)
         live = self.live(state)
-        moved, adam = optax.scale_by_adam().update(grad, state.adam)
+        moved, adam = _ADAM.update(grad, state.adam)
         moved = state.flow - self.learning_rate * moved
         limit = spread(self.max_shift, x)
         moved = jnp.clip(moved, -limit, limit)
-        lost = vanished(grad)
+        tally = state.tally.spend(backwards=live).lose(vanished(grad) & live)
         return replace(
-            state,
-            taken=state.taken + 1,
+            self._keep(i, replace(state, tally=tally), judged, image, rough),
             flow=only(live, moved, state.flow),
             adam=only(live, adam, state.adam),
-            smoothest=state.smoothest.keep(image, judged.success & live, rough, i),
-            spent=state.spent + live,
-            zero_gradient=state.zero_gradient + (lost & live),
-            probabilities=state.probabilities & (judged.probabilities | ~live),
+        )
+
+    def _keep(
+        self, i: ArrayLike, state: _State, judged: Judgement, image: Array, rough: Array
+    ) -> _State:
+        """The state after these images of those that are live have been judged."""
+        live = self.live(state)
+        return replace(
+            state,
+            closest=state.closest.keep(image, judged.success & live, rough),
+            tally=state.tally.spend(forwards=live).see(judged, i, live),
         )
 
     def live(self, state: _State) -> Array:
-        return state.smoothest.distance > 0  # nothing is smoother than a success without a flow
+        return state.closest.distance > 0  # nothing is smoother than a success without a flow
 
-    def finish(self, state: _State, model: Any, x: Array, y: Array, *, record: bool) -> Record:
-        last, live = warp(x, state.flow), self.live(state)
-        judged = self._judge(state, model, last, y)
-        smoothest = state.smoothest.keep(
-            last, judged.success & live, roughness(state.flow), state.taken
-        )
-        keys: Any = None if state.keys is None else fold_in_each(state.keys, state.taken + 1)
-        return outcome(
-            self,
-            model,
-            x,
-            y,
-            jnp.where(widen(smoothest.found, x), smoothest.image, last),
-            keys,
-            record=record,
-            loss=margin,
-            forwards=state.spent + live,
-            backwards=state.spent,
-            first_success=smoothest.first_success,
-            zero_gradient=state.zero_gradient,
-        )
+    def last(self, state: _State, model: Model, x: Array, y: Array) -> _State:
+        image, i = warp(x, state.flow), state.steps.astype(jnp.int32)
+        _, judged = ask(self.goal, margin, model, image, y, fold_if_any(state.keys, i))
+        return self._keep(i, state, judged, image, roughness(state.flow))
 
-    def doubts(self, state: _State) -> Array:
-        return state.probabilities
-
-    def pieces(self) -> Flow:
-        return replace(self, steps=0, loop=auto_loop)
+    def result(self, state: _State, x: Array) -> Array:
+        found = widen(state.closest.found, x)
+        return jnp.where(found, state.closest.image, warp(x, state.flow))
 
     def scaled(self, factor: ArrayLike) -> Flow:
         limit = jnp.asarray(self.max_shift)

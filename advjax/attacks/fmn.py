@@ -2,44 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax.numpy as jnp
 
-from advjax.attacks._checks import check_count, check_number, check_share
-from advjax.attacks._closest import Closest, farthest
-from advjax.attacks._iterate import Loop, auto_loop
-from advjax.attacks._minimum_norm import MinimumNorm
-from advjax.attacks._rows import vanished, widen
+from advjax.arguments import check_count, check_number, check_share
+from advjax.attacks.core.minimal import MinimumNorm, SearchState, farthest
+from advjax.attacks.core.rows import row, vanished, widen
 from advjax.balls import L0, L1, L2, Ball, Linf
-from advjax.types import (
-    Array,
-    ArrayLike,
-    Key,
-    example_keys,
-    is_stochastic,
-    pytree,
-    replace,
-    static,
-)
+from advjax.goals import Misclassify
+from advjax.pytrees import Array, ArrayLike, Key, driver_only, pytree, replace
+from advjax.types import Goal, Model
 
-# In whose norm a gradient bounds how fast the margin changes along a perturbation.
 _FAR = 1e4  # pixel units: so far that only ball and box decide where a projection lands
+# In whose norm a gradient bounds how fast the margin changes along a perturbation.
 _DUAL: dict[type[Ball], Ball] = {Linf: L1(), L2: L2(), L1: Linf()}
 
 
 @pytree
-class _State:
-    """Between two steps; all but the keys ``[B]`` or ``[B, ...]``."""
-
-    keys: Any  # [B] keys for a randomised model, else None
+class _State(SearchState):
     x_adv: Array
     radius: Array
     farthest: Array  # distance of the farthest corner of the box
-    closest: Closest
-    taken: Array
-    zero_gradient: Array
-    probabilities: Array
 
 
 @pytree
@@ -66,52 +48,38 @@ class FMN(MinimumNorm):
       gamma_final: its last value.
       patience: published steps an image gets before it jumps, at least 0; ``steps`` or more for
         the published algorithm.
-      horizon: the step at which the cosine ends; ``steps`` by default.
-      targeted: labels are targets and the margin is lowered; see ``Targeted``.
-      loop: who iterates; ``auto_loop``, ``host_loop``, ``device_loop`` or your own.
+      goal: what is wanted, see ``Targeted``.
     """
 
     ball: Ball
-    steps: int = static(default=100)
+    steps: int = driver_only(default=100)
     step_size: ArrayLike = 1.0
     gamma: ArrayLike = 0.05
     gamma_final: ArrayLike = 0.001
     patience: ArrayLike = 5
-    horizon: ArrayLike = None
-    targeted: bool = static(default=False)
-    loop: Loop = static(default=auto_loop)
+    goal: Goal = Misclassify()
 
     def check(self) -> None:
         if not isinstance(self.ball, L0) and type(self.ball) not in _DUAL:
-            raise TypeError(f"FMN: given ball={self.ball!r}; Linf, L2, L1 or L0 is taken")
+            raise TypeError(f"FMN: given ball={self.ball!r}; expected Linf, L2, L1 or L0")
         check_count("FMN", "steps", self.steps, 0)
         check_number("FMN", "patience", self.patience, zero=True)
         check_share("FMN", "gamma", self.gamma)
         check_share("FMN", "gamma_final", self.gamma_final)
 
-    def init(self, key: Key, model: Any, x: Array, y: Array) -> _State:
+    def init(self, key: Key, model: Model, x: Array, y: Array, steps: Array) -> _State:
         del y
-        closest = Closest.start(x)
-        none = jnp.zeros_like(closest.first_success)
-        first = 1.0 if isinstance(self.ball, L0) else jnp.inf
-        return _State(
-            keys=example_keys(key, x.shape[0]) if is_stochastic(model) else None,
-            x_adv=x,
-            radius=jnp.full_like(closest.distance, first),
-            farthest=farthest(self.ball, x),
-            closest=closest,
-            taken=none,
-            zero_gradient=none,
-            probabilities=none == 0,
-        )
+        radius = jnp.full_like(row(x), 1.0 if isinstance(self.ball, L0) else jnp.inf)
+        far = farthest(self.ball, x)
+        return _State.start(key, model, x, steps, x_adv=x, radius=radius, farthest=far)
 
-    def step(self, i: Array, state: _State, model: Any, x: Array, y: Array) -> _State:
+    def step(self, i: Array, state: _State, model: Model, x: Array, y: Array) -> _State:
         judged, grad = self._look(i, state, model, y)
         grad = grad if self.ball.mask is None else jnp.where(self.ball.mask, grad, 0)
         lost, delta = vanished(grad), state.x_adv - x
         seen = self._seen(i, state, judged, lost, x)
 
-        cosine = self._cosine(i)
+        cosine = self._cosine(i, state)
         gamma = self.gamma_final + (jnp.asarray(self.gamma) - self.gamma_final) * cosine
         step_size = jnp.asarray(self.step_size) * (0.01 + 0.99 * cosine)
         if isinstance(self.ball, L0):

@@ -3,28 +3,21 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from advjax.attacks._checks import check_ball, check_count
-from advjax.attacks._closest import Closest
-from advjax.attacks._iterate import Loop, auto_loop
-from advjax.attacks._rows import only, widen
-from advjax.attacks.boundary import _MODEL, Decision, close_enough, first_start, free_pixels
-from advjax.attacks.oracle import Labels
+from advjax.answers import fold_in_each
+from advjax.arguments import check_ball, check_count
+from advjax.attacks.boundary import _MODEL, Decision, first_start
+from advjax.attacks.core.judging import Tally
+from advjax.attacks.core.minimal import Closest, free_pixels
+from advjax.attacks.core.oracle import Labels
+from advjax.attacks.core.rows import only, row, widen
 from advjax.balls import L2, Ball, Linf
-from advjax.types import (
-    Array,
-    ArrayLike,
-    Key,
-    example_keys,
-    fold_in_each,
-    pytree,
-    replace,
-    static,
-)
+from advjax.goals import Misclassify
+from advjax.pytrees import Array, ArrayLike, Key, per_example, pytree, replace, static
+from advjax.types import Goal, Model
 
 _MOST_BISECTIONS = 23  # then the interval is at float32's resolution
 _HALVINGS = 10  # of a step along the gradient, before it counts as failed
@@ -42,7 +35,7 @@ class _State:
     slot: Array  # scalar, within the round
     keys: Key
     closest: Closest
-    used: Array  # queries
+    tally: Tally
     point: Array  # [B, ...] the adversarial image the round works on
     low: Array  # distance at which the way to it was not adversarial
     rounds: Array  # the example's own, which start when it has a start
@@ -84,8 +77,7 @@ class HopSkipJump(Decision):
         its class in noise. None for noise alone.
       start_queries: most queries of the search for a start; an example without one keeps its
         image and fails.
-      targeted: labels are targets; see ``Targeted``.
-      loop: who iterates.
+      goal: what is wanted, see ``Targeted``.
     """
 
     ball: Ball = L2()
@@ -94,10 +86,9 @@ class HopSkipJump(Decision):
     max_probes: int = static(default=10_000)
     chunk: int = static(default=50)
     gamma: float = static(default=1.0)
-    start: ArrayLike = None
+    start: ArrayLike = per_example(image=True, default=None)
     start_queries: int = static(default=1000)
-    targeted: bool = static(default=False)
-    loop: Loop = static(default=auto_loop)
+    goal: Goal = Misclassify()
 
     def check(self) -> None:
         check_ball("HopSkipJump", self.ball, L2, Linf)
@@ -105,7 +96,7 @@ class HopSkipJump(Decision):
         for field in ("probes", "max_probes", "chunk"):
             check_count("HopSkipJump", field, getattr(self, field))
         if not isinstance(self.gamma, float | int) or not self.gamma > 0:
-            raise ValueError(f"HopSkipJump: given gamma={self.gamma!r}; a number > 0 is taken")
+            raise ValueError(f"HopSkipJump: given gamma={self.gamma!r}; expected a number > 0")
 
     @property
     def steps(self) -> int:
@@ -130,18 +121,14 @@ class HopSkipJump(Decision):
         probes = jnp.floor(self.probes * jnp.sqrt(number.astype(jnp.float32)))
         return jnp.minimum(probes, self.max_probes).astype(jnp.int32)
 
-    def init(self, key: Key, model: Any, x: Array, y: Array) -> _State:
-        keys, none = example_keys(key, x.shape[0]), jnp.zeros_like(y)
-        zero = jnp.zeros_like(none, dtype=x.dtype)
-        wrong = self._ask(keys, Labels(model), x, y, 0)
+    def init(self, key: Key, model: Model, x: Array, y: Array, steps: Array) -> _State:
+        none = jnp.zeros_like(y)
         return _State(
+            **self._begin(key, model, x, y),
             round=jnp.zeros((), jnp.int32),
             slot=jnp.asarray(self._bisections(x), jnp.int32),
-            keys=keys,
-            closest=Closest.start(x).keep(x, wrong, zero, 0),
-            used=none + 1,
             point=x,
-            low=zero,
+            low=jnp.zeros_like(row(x)),
             rounds=none,
             joined=none > 0,
             landed=none > 0,
@@ -154,19 +141,17 @@ class HopSkipJump(Decision):
         )
 
     def live(self, state: _State) -> Array:
-        hopeless = ~state.closest.found & (state.used > self.start_queries)
-        done = close_enough(self.ball, state.closest) | state.finished | hopeless
-        return ~done & (state.used < self.queries)
+        return super().live(state) & ~state.finished
 
-    def step(self, i: Array, state: _State, model: Any, x: Array, y: Array) -> _State:
-        labels, live = Labels(model), self.live(state)
+    def step(self, i: Array, state: _State, model: Model, x: Array, y: Array) -> _State:
+        live = self.live(state)
         first = self._bisections(x)
         batches = (self._planned(state.round) + self.chunk - 1) // self.chunk
         probing = (state.slot >= first) & (state.slot < first + batches)
         after = jax.lax.cond(
             probing,
-            lambda: self._probe(i, state, labels, x, y, live, state.slot == first),
-            lambda: self._query(i, state, labels, x, y, live, first + batches),
+            lambda: self._probe(i, state, model, x, y, live, state.slot == first),
+            lambda: self._query(i, state, model, x, y, live, first + batches),
         )
         after = only(live, after, state)
         last = state.slot + 1 == first + batches + _HALVINGS
@@ -177,7 +162,7 @@ class HopSkipJump(Decision):
         )
 
     def _query(
-        self, i: Array, state: _State, labels: Labels, x: Array, y: Array, live: Array, end: Array
+        self, i: Array, state: _State, model: Model, x: Array, y: Array, live: Array, end: Array
     ) -> _State:
         """One query: of a start, of the middle of the way to the point, or of a step from it."""
         opening, closing = state.slot == 0, state.slot >= end
@@ -199,16 +184,14 @@ class HopSkipJump(Decision):
         )
         draw = lambda key: jax.random.uniform(key, (x[0].size + 3,), x.dtype)
         uniform = jax.vmap(draw)(fold_in_each(state.keys, i))
-        start = first_start(self.start, uniform, state.used - 1, self.ball, x)
+        start = first_start(self.start, uniform, state.tally.forwards - 1, self.ball, x)
         candidate = jnp.where(widen(searching, x), start, candidate)
 
         asking = live & (searching | bisecting | stepping)
         candidate = jnp.where(widen(asking, x), candidate, x)
-        hit = asking & self._ask(state.keys, labels, candidate, y, i + 1)
+        hit = asking & self._ask(state.keys, model, candidate, y, i + 1)
         return replace(
-            state,
-            closest=state.closest.keep(candidate, hit, self.ball.size(candidate - x), state.used),
-            used=state.used + asking,
+            self._seen(state, candidate, x, asking, hit),
             point=jnp.where(widen(hit, x), candidate, state.point),
             low=jnp.where(bisecting & ~hit, middle, low),
             rounds=rounds,
@@ -229,7 +212,7 @@ class HopSkipJump(Decision):
         self,
         i: Array,
         state: _State,
-        labels: Labels,
+        model: Model,
         x: Array,
         y: Array,
         live: Array,
@@ -237,7 +220,7 @@ class HopSkipJump(Decision):
     ) -> _State:
         """A batch of labels around the point."""
         # What remains after the probes must do for a step and the bisection that gains from it.
-        affordable = self.queries - state.used - 1 - self._bisections(x)
+        affordable = self.queries - state.tally.forwards - 1 - self._bisections(x)
         planned = jnp.minimum(self._planned(state.rounds), affordable)
         planned = jnp.where(opening, planned, state.planned)
         finished = state.joined & (planned < min(self.probes, self.max_probes))
@@ -249,22 +232,17 @@ class HopSkipJump(Decision):
         counted = jnp.arange(self.chunk) < count[:, None]
         directions, points = self._probes(i, state, x)
         points = jnp.where(widen(counted, x), points, x[:, None])
-        asked = None
-        if labels.stochastic:
-            keys = fold_in_each(fold_in_each(state.keys, _MODEL), i + 1)
-            each = jax.vmap(jax.random.fold_in, (None, 0))
-            asked = jax.vmap(each, (0, None))(keys, jnp.arange(self.chunk)).reshape(-1)
-        hit = labels.adversarial(
-            points.reshape(-1, *x.shape[1:]),
-            jnp.repeat(y, self.chunk),
-            targeted=self.targeted,
-            key=asked,
-        ).reshape(-1, self.chunk)
-        hit &= counted
+        keys = fold_in_each(fold_in_each(state.keys, _MODEL), i + 1)
+        each = jax.vmap(jax.random.fold_in, (None, 0))
+        asked = jax.vmap(each, (0, None))(keys, jnp.arange(self.chunk)).reshape(-1)
+        hit = Labels(model).adversarial(
+            points.reshape(-1, *x.shape[1:]), jnp.repeat(y, self.chunk), goal=self.goal, key=asked
+        )
+        hit = hit.reshape(-1, self.chunk) & counted
         summed = lambda who: jnp.sum(jnp.where(widen(who, x), directions, 0), axis=1)
         return replace(
             state,
-            used=state.used + count,
+            tally=state.tally.spend(forwards=count),
             finished=state.finished | finished,
             planned=planned,
             probed=probed + count,

@@ -9,23 +9,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from advjax.attacks._checks import check_count
-from advjax.attacks._iterate import Attack, judge, outcome
-from advjax.attacks._rows import vanished, widen
-from advjax.attacks.compose import Wrapper
-from advjax.balls import Ball, Linf
-from advjax.losses import margin
-from advjax.types import (
-    Array,
-    Key,
-    Record,
-    example_keys,
-    fold_in_each,
-    is_stochastic,
-    pytree,
-    replace,
-    static,
-)
+from advjax.answers import example_keys, fold_in_each
+from advjax.arguments import check_count
+from advjax.attacks.compose import EOT, Restarts, Targeted, Wrapper
+from advjax.attacks.core.judging import Tally, ask, ask_with_gradient, outcome
+from advjax.attacks.core.rows import vanished, widen
+from advjax.balls import Linf
+from advjax.pytrees import Array, Key, pytree, replace, static, without_driver_fields
+from advjax.types import Attack, Loop, Model, Record, auto_loop
 
 _LATTICE = 2**32 - 2  # what keys are folded with here; no run of an attack uses it
 
@@ -54,60 +45,45 @@ class Lattice(Wrapper):
     repair: bool = static(default=True)
 
     def check(self) -> None:
-        if not isinstance(getattr(self.attack, "ball", None), Ball):
+        super().check()
+        if self.attack.ball is None or isinstance(self.attack, Restarts | Targeted | EOT):
             raise TypeError(
-                f"Lattice: given {self.attack!r}; an attack with a ball is taken, and wrappers "
-                "such as Restarts go around: Restarts(Lattice(attack))"
+                f"Lattice: given {self.attack!r}; expected an attack with a ball, and wrappers "
+                "such as Restarts around it: Restarts(Lattice(attack))"
             )
         check_count("Lattice", "levels", self.levels, 2)
-        if np.ndim(self.ball.lower) or np.ndim(self.ball.upper):
+        ball = self.attack.ball
+        if np.ndim(ball.lower) or np.ndim(ball.upper):
             raise ValueError(
-                f"Lattice: given lower={self.ball.lower}, upper={self.ball.upper}; "
-                "one value for all channels is taken"
+                f"Lattice: given lower={ball.lower}, upper={ball.upper}; "
+                "expected one value for all channels"
             )
 
-    @property
-    def ball(self) -> Ball:
-        return getattr(self.attack, "ball")  # noqa: B009 - check() made sure
-
-    @property
-    def targeted(self) -> bool:
-        return getattr(self.attack, "targeted", False)
-
-    def solve(self, key: Key, model: Any, x: Array, y: Array, *, record: bool) -> Record:
+    def solve(
+        self, key: Key, model: Model, x: Array, y: Array, *, record: bool, loop: Loop = auto_loop
+    ) -> Record:
         keys = example_keys(key, x.shape[0])
-        out = self.attack.solve(keys, model, x, y, record=record)
-        return _settle(replace(self, attack=_bare(self.attack)), keys, model, x, y, out)
-
-
-def _bare(attack: Any) -> Any:
-    """The attack without what only its loop needs, so that rounding compiles once for all."""
-    return attack.pieces() if hasattr(attack, "pieces") else attack
+        out = self.attack.solve(keys, model, x, y, record=record, loop=loop)
+        return _settle(without_driver_fields(self), keys, model, x, y, out)
 
 
 @jax.jit
 def _settle(lattice: Lattice, keys: Key, model: Any, x: Array, y: Array, out: Record) -> Record:
     """The attack's record with its images put on the lattice."""
     keys = fold_in_each(keys, _LATTICE)
-    loss = getattr(lattice.attack, "loss", margin)
-    draws = is_stochastic(model)
-    ask = lambda n: fold_in_each(keys, n) if draws else None
+    goal, loss = lattice.goal, lattice.loss
     spent = int(lattice.repair)
     grad = jnp.zeros_like(x)
     if lattice.repair:
-        grad = jax.grad(
-            lambda at: judge(loss, lattice.targeted, model, at, y, ask(0)), has_aux=True
-        )(out.x_adv)[0]
-        grad = jnp.where(jnp.isfinite(grad), grad, 0)
+        drawn = fold_in_each(keys, 0)
+        _, grad = ask_with_gradient(goal, loss, model, out.x_adv, y, drawn)
     images, fits = _roundings(lattice, x, out.x_adv, grad)
     count = len(images)
     together = lambda parts: jnp.stack(parts, axis=1)
     apart = lambda values: values.reshape(-1, count)
     tried: Any = together(images).reshape(-1, *x.shape[1:])
-    drawn: Any = None
-    if draws:
-        drawn = together([ask(1 + n) for n in range(count)]).reshape(-1)
-    _, judged = judge(loss, lattice.targeted, model, tried, jnp.repeat(y, count), drawn)
+    drawn = together([fold_in_each(keys, 1 + n) for n in range(count)]).reshape(-1)
+    _, judged = ask(goal, loss, model, tried, jnp.repeat(y, count), drawn)
     # Among those in the ball a success, if there is one, then by loss; of equals the first.
     fit = together(fits)
     success = fit & apart(judged.success)
@@ -119,21 +95,15 @@ def _settle(lattice: Lattice, keys: Key, model: Any, x: Array, y: Array, out: Re
         x_adv = jnp.where(widen((best == n) & fits[n], x), image, x_adv)
     if out.success is None:
         return replace(out, x_adv=x_adv)
-    forwards = out.forwards + spent + count
-    final = outcome(
-        lattice,
-        model,
-        x,
-        y,
-        x_adv,
-        ask(1 + count),
-        record=True,
-        loss=loss,
-        forwards=forwards,
+    tally = Tally(
+        forwards=out.forwards + spent + count,
         backwards=out.backwards + spent,
         first_success=out.first_success,
         zero_gradient=out.zero_gradient + spent * vanished(grad),
+        probabilities=None,
     )
+    drawn = fold_in_each(keys, 1 + count)
+    final = outcome(lattice, model, x, y, x_adv, drawn, record=True, loss=loss, tally=tally)
     first = jnp.where(final.success, final.first_success, -1)
     return replace(final, first_success=first)
 
@@ -143,6 +113,7 @@ def _roundings(
 ) -> tuple[list[Array], list[Array]]:
     """Images on the lattice beside ``x_adv``, and whether each lies in the ball, ``[B]``."""
     ball, top = lattice.ball, lattice.levels - 1
+    assert ball is not None  # check() made sure
     lower, upper = (float(bound) for bound in ball.bounds)  # one value each: check() made sure
     span = upper - lower
     # A table, since a compiled division is off by an ulp from what a PNG's reader computes.

@@ -10,25 +10,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from advjax.attacks._checks import check_count
-from advjax.attacks._closest import Closest, farthest
-from advjax.attacks._iterate import Attack, judge, outcome
-from advjax.attacks.compose import Targeted, WorstOf, Wrapper
+from advjax.answers import example_keys, fold_in_each
+from advjax.arguments import check_count
+from advjax.attacks.compose import Targeted, Wrapper
+from advjax.attacks.core.judging import Tally, ask, outcome
+from advjax.attacks.core.minimal import Closest, farthest
 from advjax.balls import Ball, concrete
 from advjax.checks import is_traced
 from advjax.losses import margin
-from advjax.types import (
-    Array,
-    ArrayLike,
-    Key,
-    Record,
-    example_keys,
-    fold_in_each,
-    is_stochastic,
-    pytree,
-    replace,
-    static,
-)
+from advjax.pytrees import Array, ArrayLike, Key, pytree, replace, static
+from advjax.types import Attack, Loop, LossFn, Model, Record, auto_loop
 
 
 @pytree
@@ -38,20 +29,15 @@ class _Search:
     low: Array  # the largest budget that failed
     closest: Closest  # its distance is the smallest budget known to suffice
     farthest: Array  # distance of the farthest corner of the box
-    forwards: Array
-    backwards: Array
-    zero_gradient: Array
+    tally: Tally
 
 
-def _cores(attack: Any) -> tuple[Any, ...]:
+def _innermost(attack: Attack) -> tuple[Attack, ...]:
     """The attacks inside all wrappers."""
     if isinstance(attack, Targeted):
-        raise TypeError(f"MinimalNorm: given {attack!r}; Targeted(MinimalNorm(attack)) is taken")
-    if isinstance(attack, WorstOf):
-        return tuple(core for part in attack.attacks for core in _cores(part))
-    if hasattr(attack, "ball") or not hasattr(attack, "attack"):
-        return (attack,)
-    return _cores(attack.attack)
+        raise TypeError(f"MinimalNorm: given {attack!r}; expected Targeted(MinimalNorm(attack))")
+    found = tuple(inner for part in attack.parts() for inner in _innermost(part))
+    return found or (attack,)
 
 
 @pytree
@@ -74,15 +60,13 @@ class MinimalNorm(Wrapper):
     searches: int = static(default=12)
 
     def check(self) -> None:
-        if not isinstance(self.attack, Attack):
-            raise TypeError(f"MinimalNorm: given {self.attack!r}; an attack is taken")
+        super().check()
         check_count("MinimalNorm", "searches", self.searches)
-        cores = _cores(self.attack)
-        balls = [getattr(core, "ball", None) for core in cores]
+        balls = [attack.ball for attack in _innermost(self.attack)]
         if not all(isinstance(ball, Ball) for ball in balls):
-            raise TypeError(f"MinimalNorm: given {self.attack!r}; an attack with a ball is taken")
-        eps = concrete(self._core.ball.eps)
-        others = [concrete(core.ball.eps) for core in cores]
+            raise TypeError(f"MinimalNorm: given {self.attack!r}; expected an attack with a ball")
+        eps = concrete(self._first_ball.eps)
+        others = [concrete(ball.eps) for ball in balls if ball is not None]
         if len({type(ball) for ball in balls}) > 1 or not all(
             eps is None or other is None or np.array_equal(eps, other) for other in others
         ):
@@ -95,28 +79,32 @@ class MinimalNorm(Wrapper):
             )
 
     @property
-    def _core(self) -> Any:
-        """The attack inside all wrappers; of several, the first."""
-        return _cores(self.attack)[0]
+    def _first_ball(self) -> Ball:
+        """The ball of the attack inside all wrappers; of several, of the first."""
+        ball = _innermost(self.attack)[0].ball
+        assert ball is not None  # check() made sure
+        return ball
 
     @property
     def ball(self) -> Ball:
         """The norm, the box and the mask; no limit."""
-        return replace(self._core.ball, eps=np.inf)
+        return replace(self._first_ball, eps=np.inf)
 
     @property
-    def targeted(self) -> bool:
-        return bool(self._core.targeted)
+    def loss(self) -> LossFn:
+        return margin
 
-    def solve(self, key: Key, model: Any, x: Array, y: Array, *, record: bool) -> Record:
+    def solve(
+        self, key: Key, model: Model, x: Array, y: Array, *, record: bool, loop: Loop = auto_loop
+    ) -> Record:
         keys = example_keys(key, x.shape[0])
         state = _start(self, keys, model, x, y)
 
         def search(r: Any, state: _Search) -> _Search:
-            first = self._core.ball.eps
+            first = self._first_ball.eps
             eps = _budget(first, state)
             attack = self.attack.scaled(eps / first)
-            found = attack.solve(fold_in_each(keys, r + 1), model, x, y, record=True)
+            found = attack.solve(fold_in_each(keys, r + 1), model, x, y, record=True, loop=loop)
             return _narrowed(state, found, eps, r + 1)
 
         if is_traced(self, key, model, x, y):
@@ -130,17 +118,14 @@ class MinimalNorm(Wrapper):
 @jax.jit
 def _start(attack: MinimalNorm, keys: Key, model: Any, x: Array, y: Array) -> _Search:
     """Before the first run: an image that is adversarial as it is has distance zero."""
-    drawn: Any = fold_in_each(keys, 0) if is_stochastic(model) else None
-    _, judged = judge(margin, attack.targeted, model, x, y, drawn)
+    _, judged = ask(attack.goal, margin, model, x, y, fold_in_each(keys, 0))
     closest = Closest.start(x)
-    none = jnp.zeros_like(closest.first_success)
+    zero = jnp.zeros_like(closest.distance)
     return _Search(
-        low=jnp.zeros_like(closest.distance),
-        closest=closest.keep(x, judged.success, jnp.zeros_like(closest.distance), 0),
+        low=zero,
+        closest=closest.keep(x, judged.success, zero),
         farthest=farthest(attack.ball, x),
-        forwards=none + 1,
-        backwards=none,
-        zero_gradient=none,
+        tally=Tally.start(x, doubts=False).spend(forwards=1).see(judged, 0),
     )
 
 
@@ -158,13 +143,12 @@ def _budget(first: ArrayLike, state: _Search) -> Array:
 def _narrowed(state: _Search, found: Record, eps: Array, run: Any) -> _Search:
     """The state after a run; images that were adversarial as they are cost nothing."""
     spent = (state.closest.distance > 0).astype(jnp.int32)
+    tally = state.tally.spend(spent * found.forwards, spent * found.backwards)
     return replace(
         state,
         low=jnp.where(found.success, state.low, eps),
-        closest=state.closest.keep(found.x_adv, found.success, found.distance, run),
-        forwards=state.forwards + spent * found.forwards,
-        backwards=state.backwards + spent * found.backwards,
-        zero_gradient=state.zero_gradient + spent * found.zero_gradient,
+        closest=state.closest.keep(found.x_adv, found.success, found.distance),
+        tally=tally.lose(spent * found.zero_gradient).hit(found.success, run),
     )
 
 
@@ -172,17 +156,15 @@ def _narrowed(state: _Search, found: Record, eps: Array, run: Any) -> _Search:
 def _end(
     attack: MinimalNorm, state: _Search, keys: Key, model: Any, x: Array, y: Array, record: bool
 ) -> Record:
+    drawn = fold_in_each(keys, attack.searches + 1)
     return outcome(
         attack,
         model,
         x,
         y,
         state.closest.image,
-        fold_in_each(keys, attack.searches + 1) if is_stochastic(model) else None,
+        drawn,
         record=record,
         loss=margin,
-        forwards=state.forwards,
-        backwards=state.backwards,
-        first_success=state.closest.first_success,
-        zero_gradient=state.zero_gradient,
+        tally=state.tally,
     )

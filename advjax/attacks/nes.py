@@ -8,23 +8,18 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from advjax.attacks._checks import check_ball, check_count, check_number, check_per_example
-from advjax.attacks._iterate import Iterative, Loop, LossFn, auto_loop, judge, outcome
-from advjax.attacks._rows import only, row, spread, vanished, widen
-from advjax.attacks.oracle import Scores
+from advjax.answers import example_keys, fold_in_each
+from advjax.arguments import check_ball, check_count, check_number
+from advjax.attacks.core.driver import Iterative
+from advjax.attacks.core.judging import Judgement, Tally, ask
+from advjax.attacks.core.minimal import free_pixels
+from advjax.attacks.core.oracle import Scores
+from advjax.attacks.core.rows import only, row, spread, vanished, widen
 from advjax.balls import Ball
+from advjax.goals import Misclassify
 from advjax.losses import cross_entropy
-from advjax.types import (
-    Array,
-    ArrayLike,
-    Key,
-    Record,
-    example_keys,
-    fold_in_each,
-    pytree,
-    replace,
-    static,
-)
+from advjax.pytrees import Array, ArrayLike, Key, per_example, pytree, replace, static
+from advjax.types import Goal, LossFn, Model
 
 _MODEL = 2**31 - 1  # what a key is folded with for a randomised model; no step's number
 
@@ -54,13 +49,12 @@ class Probing:
     ) -> tuple[Array, Array]:
         """The gradient ``[B, ...]`` and the mean loss of the probes ``[B]``.
 
-        ``attack`` has ``ball`` (its mask holds for the probes too), ``loss`` and ``targeted``;
+        ``attack`` has ``ball`` (its mask holds for the probes too), ``loss`` and ``goal``;
         ``keys [B]`` are consumed. A pair of probes with a loss that is not finite counts as flat.
         """
         size = (self.chunk or self.samples) // 2
         radius = spread(radius, x[:, None])
-        mask = attack.ball.mask
-        free = 1 if mask is None else jnp.broadcast_to(jnp.asarray(mask) != 0, x.shape)[:, None]
+        free = free_pixels(attack.ball, x)[:, None]
 
         def some(first: ArrayLike) -> tuple[Array, Array]:
             numbers = first + jnp.arange(size)
@@ -68,13 +62,11 @@ class Probing:
             drawn = jax.vmap(jax.vmap(lambda key: self.draw(key, x.shape[1:], x.dtype)))
             v = drawn(fold(keys, numbers)) * free
             points = jnp.concatenate([x[:, None] + radius * v, x[:, None] - radius * v], axis=1)
-            asked = None
-            if scores.stochastic:
-                pair = jnp.concatenate([2 * numbers, 2 * numbers + 1])
-                asked = fold(fold_in_each(keys, _MODEL), pair).reshape(-1)
+            pair = jnp.concatenate([2 * numbers, 2 * numbers + 1])
+            asked = fold(fold_in_each(keys, _MODEL), pair).reshape(-1)
             many = points.reshape(-1, *x.shape[1:])
             labels = jnp.repeat(y, 2 * size)
-            _, judged = judge(attack.loss, attack.targeted, scores, many, labels, asked)
+            _, judged = ask(attack.goal, attack.loss, scores, many, labels, asked)
             losses = judged.loss.reshape(-1, 2 * size)
             rise = losses[:, :size] - losses[:, size:]
             rise = jnp.where(jnp.isfinite(rise), rise, 0)
@@ -93,7 +85,7 @@ class Probing:
 class Probed(Iterative):
     """Spends ``samples`` queries on a gradient and one where it leads; ends at a success.
 
-    Its state has ``keys``, ``x_adv``, ``fooled``, ``used``, ``first_success``, ``zero_gradient``.
+    Its state has ``keys``, ``x_adv`` and ``tally``.
     """
 
     queries: int
@@ -110,35 +102,46 @@ class Probed(Iterative):
         check_ball(name, self.ball, finite=True)
         check_count(name, "queries", self.queries)
         if not isinstance(samples, int) or samples < 2 or samples % 2:
-            raise ValueError(f"{name}: given samples={samples!r}; an even integer >= 2 is taken")
+            raise ValueError(f"{name}: given samples={samples!r}; expected an even integer >= 2")
         divides = isinstance(chunk, int) and chunk >= 2 and chunk % 2 == 0 and samples % chunk == 0
         if chunk is not None and not divides:
             raise ValueError(
-                f"{name}: given chunk={chunk!r} for {samples} samples; an even divisor is taken"
+                f"{name}: given chunk={chunk!r} for {samples} samples; expected an even divisor"
             )
 
-    def _fooled(self, keys: Key, scores: Scores, x: Array, y: Array, n: ArrayLike) -> Array:
-        drawn = fold_in_each(fold_in_each(keys, _MODEL), n) if scores.stochastic else None
-        return judge(self.loss, self.targeted, scores, x, y, drawn)[1].success
-
     def live(self, state: Any) -> Array:
-        return ~state.fooled & (state.used + self.samples + 1 <= self.queries)
+        return ~state.tally.found & (state.tally.forwards + self.samples + 1 <= self.queries)
 
-    def finish(self, state: Any, model: Any, x: Array, y: Array, *, record: bool) -> Record:
-        return outcome(
-            self,
-            model,
-            x,
-            y,
-            state.x_adv,
-            fold_in_each(fold_in_each(state.keys, _MODEL), self.steps + 2),
-            record=record,
-            loss=self.loss,
-            forwards=state.used,
-            backwards=0,
-            first_success=state.first_success,
-            zero_gradient=state.zero_gradient,
-        )
+    def _judge(self, keys: Key, model: Model, x: Array, y: Array, n: ArrayLike) -> Judgement:
+        drawn = fold_in_each(fold_in_each(keys, _MODEL), n)
+        return ask(self.goal, self.loss, Scores(model), x, y, drawn)[1]
+
+    def _begin(self, key: Key, model: Model, x: Array, y: Array) -> dict[str, Any]:
+        """The state's keys, images and tally after the first look."""
+        keys = example_keys(key, x.shape[0])
+        tally = Tally.start(x, doubts=False).spend(forwards=1)
+        return {
+            "keys": keys,
+            "x_adv": x,
+            "tally": tally.see(self._judge(keys, model, x, y, 0), 0),
+        }
+
+    def _estimate(
+        self, i: Array, state: Any, model: Model, y: Array, draw: Draw, radius: ArrayLike
+    ) -> tuple[Array, Array]:
+        """Step i's gradient ``[B, ...]``, and the mean loss of its probes ``[B]``."""
+        probing = Probing(draw=draw, samples=self.samples, chunk=self.chunk)
+        keys = fold_in_each(state.keys, i)
+        return probing.estimate(self, Scores(model), state.x_adv, y, keys, radius)
+
+    def _look(
+        self, i: Array, before: Any, after: Any, model: Model, y: Array, gradient: Array
+    ) -> Any:
+        """The state of the live ones after the look at where step i's gradient has led."""
+        judged = self._judge(before.keys, model, after.x_adv, y, i + 1)
+        tally = before.tally.spend(forwards=self.samples + 1).lose(vanished(gradient))
+        tally = tally.see(judged, tally.forwards - 1)
+        return only(self.live(before), replace(after, tally=tally), before)
 
 
 @pytree
@@ -151,10 +154,7 @@ class _State:
     step_size: Array
     window: Array  # [B, _WINDOW] losses, the newest last
     filled: Array  # how many of them count
-    fooled: Array
-    used: Array  # queries
-    first_success: Array
-    zero_gradient: Array
+    tally: Tally
 
 
 _WINDOW = 5  # steps over which the loss must not fall, else the step is halved
@@ -181,21 +181,19 @@ class NES(Probed):
       chunk: probes per example in one batch of the model, an even divisor of ``samples``; None
         for all at once. Bounds the memory.
       loss: per-example loss ``(logits, y) -> [B]``; a named function.
-      targeted: labels are targets and the loss is lowered; see ``Targeted``.
-      loop: who iterates.
+      goal: what is wanted, see ``Targeted``.
     """
 
     ball: Ball
     queries: int = static(default=10_000)
     samples: int = static(default=50)
-    sigma: ArrayLike = 1e-3
-    step_size: ArrayLike = None
-    min_step_size: ArrayLike = None
-    momentum: ArrayLike = 0.9
+    sigma: ArrayLike = per_example(default=1e-3)
+    step_size: ArrayLike = per_example(default=None)
+    min_step_size: ArrayLike = per_example(default=None)
+    momentum: ArrayLike = per_example(default=0.9)
     chunk: int | None = static(default=None)
     loss: LossFn = static(default=cross_entropy)
-    targeted: bool = static(default=False)
-    loop: Loop = static(default=auto_loop)
+    goal: Goal = Misclassify()
 
     def check(self) -> None:
         super().check()
@@ -205,32 +203,17 @@ class NES(Probed):
         if self.min_step_size is None:
             object.__setattr__(self, "min_step_size", self.step_size / 200)
 
-    def check_fits(self, x: Array) -> None:
-        names = ("sigma", "step_size", "min_step_size", "momentum")
-        check_per_example(x, eps=self.ball.eps, **{name: getattr(self, name) for name in names})
-
-    def init(self, key: Key, model: Any, x: Array, y: Array) -> _State:
-        keys = example_keys(key, x.shape[0])
-        fooled = self._fooled(keys, Scores(model), x, y, 0)
-        none = jnp.zeros_like(row(x), dtype=jnp.int32)
+    def init(self, key: Key, model: Model, x: Array, y: Array, steps: Array) -> _State:
         return _State(
-            keys=keys,
-            x_adv=x,
+            **self._begin(key, model, x, y),
             gradient=jnp.zeros_like(x),
             step_size=row(x) * 0 + jnp.asarray(self.step_size, x.dtype),
             window=jnp.zeros_like(row(x))[:, None] + jnp.zeros(_WINDOW, x.dtype),
-            filled=none,
-            fooled=fooled,
-            used=none + 1,
-            first_success=jnp.where(fooled, 0, none - 1),
-            zero_gradient=none,
+            filled=jnp.zeros_like(row(x), dtype=jnp.int32),
         )
 
-    def step(self, i: Array, state: _State, model: Any, x: Array, y: Array) -> _State:
-        scores, live = Scores(model), self.live(state)
-        probing = Probing(draw=jax.random.normal, samples=self.samples, chunk=self.chunk)
-        keys = fold_in_each(state.keys, i)
-        new, level = probing.estimate(self, scores, state.x_adv, y, keys, self.sigma)
+    def step(self, i: Array, state: _State, model: Model, x: Array, y: Array) -> _State:
+        new, level = self._estimate(i, state, model, y, jax.random.normal, self.sigma)
         decay = spread(self.momentum, x)
         gradient = decay * state.gradient + (1 - decay) * new
 
@@ -241,23 +224,15 @@ class NES(Probed):
         step_size = jnp.where(fell, jnp.maximum(state.step_size / 2, least), state.step_size)
 
         moved = state.x_adv + widen(step_size, x) * self.ball.steepest(gradient, state.x_adv)
-        x_adv = self.ball.apply(x, moved - x)
-        fooled = live & self._fooled(state.keys, scores, x_adv, y, i + 1)
-        lost = vanished(new)
-        used = state.used + self.samples + 1
-        after = _State(
-            keys=state.keys,
-            x_adv=x_adv,
+        after = replace(
+            state,
+            x_adv=self.ball.apply(x, moved - x),
             gradient=gradient,
             step_size=step_size,
             window=window,
             filled=jnp.where(fell, 0, filled),
-            fooled=fooled,
-            used=used,
-            first_success=jnp.where(fooled, used - 1, state.first_success),
-            zero_gradient=state.zero_gradient + lost,
         )
-        return only(live, after, state)
+        return self._look(i, state, after, model, y, new)
 
     def scaled(self, factor: ArrayLike) -> NES:
         return replace(

@@ -3,31 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from advjax.attacks._checks import check_ball, check_count, check_pictures
-from advjax.attacks._iterate import Iterative, Loop, LossFn, auto_loop, judge, outcome
-from advjax.attacks._rows import widen
-from advjax.attacks.oracle import Scores
+from advjax.answers import example_keys, fold_in_each
+from advjax.arguments import check_ball, check_count, check_pictures
+from advjax.attacks.core.driver import Iterative
+from advjax.attacks.core.judging import Tally, ask
+from advjax.attacks.core.minimal import free_pixels
+from advjax.attacks.core.oracle import Scores
+from advjax.attacks.core.rows import widen
 from advjax.balls import L0
+from advjax.goals import Misclassify
 from advjax.losses import cross_entropy
-from advjax.types import (
-    Array,
-    ArrayLike,
-    Key,
-    Record,
-    example_keys,
-    fold_in_each,
-    is_stochastic,
-    pytree,
-    replace,
-    static,
-)
+from advjax.pytrees import Array, ArrayLike, Key, driver_only, pytree, replace, static
+from advjax.types import Goal, LossFn, Model
 
-_CLEAN, _JUDGE = 2**31, 2**31 + 1  # what keys are folded with beside the generations' numbers
+_CLEAN = 2**31  # what keys are folded with beside the generations' numbers
 
 
 @pytree
@@ -39,13 +32,10 @@ class _State:
     fitness: Array  # [B, P]
     children: Array  # [B, P, k, 2 + C], or the parents that they did not beat
     child_fitness: Array  # [B, P]
-    best: Array  # [B, ...] the best image of all generations
+    x_adv: Array  # [B, ...] the best image of all generations
     best_loss: Array
-    best_success: Array
     live: Array
-    forwards: Array
-    first_success: Array
-    probabilities: Array
+    tally: Tally
 
 
 @pytree
@@ -68,19 +58,17 @@ class OnePixel(Iterative):
       chunk: candidates of each example that the model sees at once, a divisor of ``population``;
         bounds the memory and changes no result.
       loss: per-example loss that the fittest candidate has the largest of.
-      targeted: labels are targets and the loss is lowered; see ``Targeted``.
-      loop: who iterates; see ``PGD``.
+      goal: what is wanted, see ``Targeted``.
     """
 
     ball: L0 = dataclasses.field(default_factory=L0)
     pixels: int = static(default=1)
     population: int = static(default=400)
-    steps: int = static(default=100)
+    steps: int = driver_only(default=100)
     factor: ArrayLike = 0.5
     chunk: int = static(default=50)
     loss: LossFn = static(default=cross_entropy)
-    targeted: bool = static(default=False)
-    loop: Loop = static(default=auto_loop)
+    goal: Goal = Misclassify()
 
     def check(self) -> None:
         check_ball("OnePixel", self.ball, L0, taken="a ball L0(features)")
@@ -89,8 +77,8 @@ class OnePixel(Iterative):
         object.__setattr__(self, "chunk", min(self.chunk, self.population))
         if self.population % self.chunk:
             raise ValueError(
-                f"OnePixel: given chunk={self.chunk}; a divisor of population={self.population} "
-                "is taken"
+                f"OnePixel: given chunk={self.chunk}; expected a divisor of "
+                f"population={self.population}"
             )
 
     def check_fits(self, x: Array) -> None:
@@ -101,32 +89,28 @@ class OnePixel(Iterative):
     def _parts(self) -> int:
         return self.population // self.chunk
 
-    def solve(self, key: Key, model: Any, x: Array, y: Array, *, record: bool) -> Record:
+    @property
+    def most_steps(self) -> int:
         # The driver's step is one part of a generation, and the first draw is a generation.
-        whole = replace(self, steps=(self.steps + 1) * self._parts)
-        return Iterative.solve(whole, key, model, x, y, record=record)
+        return (self.steps + 1) * self._parts
 
-    def init(self, key: Key, model: Any, x: Array, y: Array) -> _State:
+    def init(self, key: Key, model: Model, x: Array, y: Array, steps: Array) -> _State:
         keys = example_keys(key, x.shape[0])
-        clean_keys: Any = fold_in_each(keys, _CLEAN) if is_stochastic(model) else None
-        _, judged = judge(self.loss, self.targeted, Scores(model), x, y, clean_keys)
+        drawn = fold_in_each(keys, _CLEAN)
+        _, judged = ask(self.goal, self.loss, Scores(model), x, y, drawn)
         genes = (x.shape[0], self.population, self.pixels, 2 + x.shape[3])
         parents = jnp.broadcast_to(jnp.zeros_like(x[:, :1, :1, :1]), genes)
         fitness = jnp.full_like(parents[:, :, 0, 0], -jnp.inf)
-        none = jnp.zeros_like(y)
         return _State(
             keys=keys,
             parents=parents,
             fitness=fitness,
             children=parents,
             child_fitness=fitness,
-            best=x,
+            x_adv=x,
             best_loss=judged.loss,
-            best_success=judged.success,
             live=~judged.success,
-            forwards=none + 1,
-            first_success=jnp.where(judged.success, 0, none - 1),
-            probabilities=judged.probabilities,
+            tally=Tally.start(x).spend(forwards=1).see(judged, 0),
         )
 
     def _first(self, key: Key, genes: tuple[int, ...]) -> Array:
@@ -162,13 +146,11 @@ class OnePixel(Iterative):
             here = jnp.arange(height)[:, None] == row[:, :, pixel, None, None]
             here &= jnp.arange(width) == column[:, :, pixel, None, None]
             here = (here & (pixel < allowed))[..., None]
-            if self.ball.mask is not None:
-                mask = jnp.broadcast_to(jnp.asarray(self.ball.mask) != 0, x.shape)
-                here &= mask[:, None]
+            here &= free_pixels(self.ball, x)[:, None]
             out = jnp.where(here, value[:, :, pixel, None, None, :], out)
         return out
 
-    def step(self, i: Array, state: _State, model: Any, x: Array, y: Array) -> _State:
+    def step(self, i: Array, state: _State, model: Model, x: Array, y: Array) -> _State:
         batch, live = x.shape[0], state.live
         generation, part = i // self._parts, i % self._parts
         keys = fold_in_each(state.keys, generation)
@@ -177,24 +159,21 @@ class OnePixel(Iterative):
         cut = lambda v: jax.lax.dynamic_slice_in_dim(v, part * self.chunk, self.chunk, axis=1)
         genes = cut(jnp.where(generation == 0, first, mixed))
         images = self._images(x, genes)
-        flat: Any = images.reshape(-1, *x.shape[1:])
-        drawn: Any = None
-        if is_stochastic(model):
-            candidate = part * self.chunk + jnp.arange(self.chunk)
-            each = lambda k: jax.vmap(lambda n: jax.random.fold_in(k, n + 3))(candidate)
-            drawn = jax.vmap(each)(keys).reshape(-1)
+        candidate = part * self.chunk + jnp.arange(self.chunk)
+        each = lambda k: jax.vmap(lambda n: jax.random.fold_in(k, n + 3))(candidate)
+        drawn, flat = jax.vmap(each)(keys).reshape(-1), images.reshape(-1, *x.shape[1:])
         labels, scores = jnp.repeat(y, self.chunk), Scores(model)
-        _, judged = judge(self.loss, self.targeted, scores, flat, labels, drawn)
+        _, judged = ask(self.goal, self.loss, scores, flat, labels, drawn)
         per_candidate = lambda v: v.reshape(batch, self.chunk)
         loss, success = per_candidate(judged.loss), per_candidate(judged.success)
         loss = jnp.where(jnp.isnan(loss), -jnp.inf, loss)
         fitter = loss > cut(state.fitness)
         new = jnp.where(fitter[..., None, None], genes, cut(state.parents))
         new_fitness = jnp.maximum(loss, cut(state.fitness))
+        kept = lambda old, new: jnp.where(widen(live, new), new, cut(old))
         put = lambda old, new: jax.lax.dynamic_update_slice_in_dim(
-            old, jnp.where(widen(live, new), new, cut(old)),
-            part * self.chunk, axis=1,
-        )  # fmt: skip
+            old, kept(old, new), part * self.chunk, axis=1
+        )
         children = put(state.children, new)
         child_fitness = put(state.child_fitness, new_fitness)
 
@@ -204,11 +183,11 @@ class OnePixel(Iterative):
         winner = jnp.argmax(rank, axis=1)
         take = lambda v: jnp.take_along_axis(v, winner[:, None], axis=1)[:, 0]
         image = jnp.take_along_axis(images, winner.reshape(-1, 1, 1, 1, 1), axis=1)[:, 0]
-        better = (any_success & ~state.best_success) | (
-            (any_success == state.best_success) & (take(loss) > state.best_loss)
+        found = state.tally.found
+        better = live & (
+            (any_success & ~found) | ((any_success == found) & (take(loss) > state.best_loss))
         )
-        better &= live
-        found = state.best_success | (live & any_success)
+        tally = state.tally.spend(forwards=self.chunk * live).hit(live & any_success, generation)
         ends = part == self._parts - 1
         return replace(
             state,
@@ -216,37 +195,11 @@ class OnePixel(Iterative):
             fitness=jnp.where(ends, child_fitness, state.fitness),
             children=children,
             child_fitness=child_fitness,
-            best=jnp.where(widen(better, x), image, state.best),
+            x_adv=jnp.where(widen(better, x), image, state.x_adv),
             best_loss=jnp.where(better, take(loss), state.best_loss),
-            best_success=found,
-            live=live & ~(ends & found),
-            forwards=state.forwards + self.chunk * live,
-            first_success=jnp.where(
-                found & (state.first_success < 0), generation, state.first_success
-            ).astype(jnp.int32),
+            live=live & ~(ends & tally.found),
+            tally=tally,
         )
 
     def live(self, state: _State) -> Array:
         return state.live
-
-    def finish(self, state: _State, model: Any, x: Array, y: Array, *, record: bool) -> Record:
-        keys: Any = fold_in_each(state.keys, _JUDGE) if is_stochastic(model) else None
-        return outcome(
-            self,
-            model,
-            x,
-            y,
-            state.best,
-            keys,
-            record=record,
-            loss=self.loss,
-            forwards=state.forwards,
-            backwards=0,
-            first_success=state.first_success,
-        )
-
-    def doubts(self, state: _State) -> Array:
-        return state.probabilities
-
-    def pieces(self) -> OnePixel:
-        return replace(self, steps=0, loop=auto_loop)

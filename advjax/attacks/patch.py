@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -11,31 +10,22 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from advjax.attacks._checks import check_count, check_pictures, check_unbounded
-from advjax.attacks._iterate import Attack, LossFn, judge, outcome
+from advjax.answers import example_keys, fold_in_each
+from advjax.arguments import check_pictures, check_unbounded
+from advjax.attacks.core.crafting import Crafted, Progress, check_counts, checked, craft
+from advjax.attacks.core.judging import ask
 from advjax.attacks.spatial import bilinear, pixel_positions
 from advjax.balls import L2, Ball, concrete
-from advjax.checks import check_batch
+from advjax.goals import Misclassify
 from advjax.losses import cross_entropy
-from advjax.types import (
-    Array,
-    ArrayLike,
-    Key,
-    Record,
-    as_model,
-    example_keys,
-    fold_in_each,
-    is_stochastic,
-    pytree,
-    replace,
-    static,
-)
+from advjax.pytrees import Array, ArrayLike, Key, pytree, replace, static
+from advjax.types import Goal, LossFn, Model
 
-Progress = Callable[[int, int, float], None]
+_ADAM = optax.scale_by_adam()
 
 
 @pytree
-class Patch(Attack):
+class Patch(Crafted):
     """A patch, to be put on images at random places (Brown et al. 2017, section 2).
 
     As an attack it draws one place for each image and asks what the model says; it looks at no
@@ -52,7 +42,7 @@ class Patch(Attack):
         patch is inside the image; None draws them uniformly.
       circle: whether the patch is the disc in its square.
       loss: what the record's loss is, ``(logits, y) -> [B]``.
-      targeted: labels are targets; however the patch was trained, it is false until ``aimed``.
+      goal: what is wanted; however the patch was trained, ``Misclassify`` until ``with_goal``.
     """
 
     pixels: ArrayLike
@@ -62,32 +52,29 @@ class Patch(Attack):
     place: ArrayLike = None
     circle: bool = static(default=False)
     loss: LossFn = static(default=cross_entropy)
-    targeted: bool = static(default=False)
+    goal: Goal = Misclassify()
 
     def check(self) -> None:
         check_unbounded("Patch", self.ball)
         shape = jnp.shape(self.pixels)
         if len(shape) != 3 or shape[0] != shape[1] or 0 in shape:
-            raise ValueError(f"Patch: given pixels of shape {shape}; [h, h, C] is taken")
+            raise ValueError(f"Patch: given pixels of shape {shape}; expected [h, h, C]")
         scale = concrete(self.scale)
         if scale is not None and not (scale.shape == (2,) and 0 < scale[0] <= scale[1]):
             raise ValueError(
-                f"Patch: given scale={scale.tolist()}; (low, high) with 0 < low <= high is taken"
+                f"Patch: given scale={scale.tolist()}; expected (low, high), 0 < low <= high"
             )
         place = concrete(self.place)
         if place is not None and not (place.shape == (2,) and (abs(place - 0.5) <= 0.5).all()):
-            raise ValueError(f"Patch: given place={place.tolist()}; two of 0 to 1 are taken")
-
-    @property
-    def bounds(self) -> tuple[ArrayLike, ArrayLike]:
-        return self.ball.bounds
+            raise ValueError(f"Patch: given place={place.tolist()}; expected two of 0 to 1")
 
     def check_fits(self, x: Array) -> None:
         check_pictures("Patch", x)
+        super().check_fits(x)
         channels = jnp.shape(self.pixels)[-1]
         if channels not in (1, x.shape[-1]):
             raise ValueError(
-                f"Patch: given images of {x.shape[-1]} channels; {channels}, the patch's, are taken"
+                f"Patch: given images of {x.shape[-1]} channels; expected the patch's {channels}"
             )
 
     def apply(self, key: Key, x: Array) -> Array:
@@ -129,11 +116,11 @@ class Patch(Attack):
         # Not jnp.clip, which would halve the gradient of every pixel at a bound.
         return jnp.where(mixed > upper, upper, jnp.where(mixed < lower, lower, mixed))
 
-    def solve(self, key: Key, model: Any, x: Array, y: Array, *, record: bool) -> Record:
-        return _solve(self, key, model, x, y, record)
+    def put(self, keys: Key, x: Array) -> Array:
+        return self.apply(keys, x)
 
     def hits(
-        self, key: Key, model: Any, x: ArrayLike, y: ArrayLike, *, draws: int = 10
+        self, key: Key, model: Model, x: ArrayLike, y: ArrayLike, *, draws: int = 10
     ) -> np.ndarray:
         """How many of ``draws`` places succeed, ``[B]`` counts.
 
@@ -144,37 +131,15 @@ class Patch(Attack):
           key: one key or ``[B]`` keys.
           model: ``model(x) -> logits [B, K]``.
           x: ``[B, H, W, C]`` images.
-          y: ``[B]`` labels, or targets where the patch is aimed; leave images of the target out.
+          y: ``[B]`` labels, or targets where the goal is one; leave images of the target out.
           draws: places tried on each image.
         """
         keys = example_keys(key, np.shape(x)[0])
         runs = (self.run(fold_in_each(keys, d), model, x, y).success for d in range(draws))
         return np.stack([np.asarray(run) for run in runs]).sum(axis=0, dtype=np.int32)
 
-    def aimed(self) -> Patch:
-        return replace(self, targeted=True)
-
     def scaled(self, factor: ArrayLike) -> Patch:
         return replace(self, scale=jnp.multiply(self.scale, factor))
-
-
-@functools.partial(jax.jit, static_argnums=5)
-def _solve(patch: Patch, key: Key, model: Any, x: Array, y: Array, record: bool) -> Record:
-    keys = example_keys(key, x.shape[0])
-    model_keys: Any = fold_in_each(keys, 1) if is_stochastic(model) else None
-    x_adv = patch.apply(fold_in_each(keys, 0), x)
-    return outcome(
-        patch,
-        model,
-        x,
-        y,
-        x_adv,
-        model_keys,
-        record=record,
-        loss=patch.loss,
-        forwards=0,
-        backwards=0,
-    )
 
 
 @functools.partial(jax.jit, static_argnums=7)
@@ -183,34 +148,33 @@ def _step(
     adam: Any,
     learning_rate: Any,
     key: Key,
-    model: Any,
+    model: Model,
     x: Array,
     y: Array,
     batch_size: int,
-) -> tuple[Patch, Any, Array]:
+) -> tuple[tuple[Patch, Any], Array]:
     chosen, places, draws = jax.random.split(key, 3)
     rows = jax.random.randint(chosen, (batch_size,), 0, x.shape[0])
     x, y = x[rows], y[rows]
-    keys: Any = example_keys(draws, batch_size) if is_stochastic(model) else None
+    keys = example_keys(draws, batch_size)
 
     def objective(pixels: Array) -> Array:
         covered = replace(patch, pixels=pixels).apply(places, x)
-        return -judge(patch.loss, patch.targeted, model, covered, y, keys)[0] / batch_size
+        return ask(patch.goal, patch.loss, model, covered, y, keys)[0] / batch_size
 
     value, grad = jax.value_and_grad(objective)(patch.pixels)
-    grad = jnp.where(jnp.isfinite(grad), grad, 0)
-    moved, adam = optax.scale_by_adam().update(grad, adam)
-    pixels = jnp.clip(patch.pixels - learning_rate * moved, *patch.ball.bounds)
-    return replace(patch, pixels=pixels), adam, -value
+    moved, adam = _ADAM.update(jnp.where(jnp.isfinite(grad), grad, 0), adam)
+    pixels = jnp.clip(patch.pixels + learning_rate * moved, *patch.ball.bounds)
+    return (replace(patch, pixels=pixels), adam), value
 
 
 def train_patch(
     key: Key,
-    model: Any,
+    model: Model,
     x: ArrayLike,
     y: ArrayLike,
     *,
-    targeted: bool = False,
+    goal: Goal = Misclassify(),  # noqa: B008
     size: int | None = None,
     scale: tuple[float, float] = (0.4, 0.4),
     rotation: float = 45.0,
@@ -232,8 +196,8 @@ def train_patch(
       key: one key.
       model: ``model(x) -> logits [B, K]``.
       x: ``[N, H, W, C]`` images; without those of the target.
-      y: ``[N]`` labels; with ``targeted`` the targets, or one target for all.
-      targeted: lower the loss towards ``y`` instead of raising it.
+      y: ``[N]`` labels, or the targets where the goal is one; one for all will do.
+      goal: what the training raises the loss of; the patch that it returns wants ``Misclassify``.
       size: the patch's side in its own pixels; by default as many as it covers at its largest.
       scale: smallest and largest side, as for ``Patch``; likewise ``rotation``, ``place``,
         ``circle`` and ``ball``.
@@ -248,16 +212,12 @@ def train_patch(
       TypeError: on a wrong dtype, or a model that cannot be called.
       ValueError: on a wrong shape, or images outside the box.
     """
-    for name, count in (("steps", steps), ("batch_size", batch_size), ("size", size or 1)):
-        check_count("train_patch", name, count)
-    model = as_model(model)
-    shape = np.shape(x)
-    y = jnp.broadcast_to(jnp.asarray(y), shape[:1])
-    lower, upper = ball.bounds
-    x, y = check_batch(model, x, y, lower=lower, upper=upper)
+    check_counts("train_patch", steps=steps, batch_size=batch_size, size=size or 1)
+    model, x, y = checked(model, x, y, ball)
     check_pictures("train_patch", x)
-    size = size or max(round(float(scale[1]) * min(shape[1:3])), 1)
-    middle = jnp.broadcast_to((lower + upper) / 2, (size, size, shape[3]))
+    lower, upper = ball.bounds
+    size = size or max(round(float(scale[1]) * min(x.shape[1:3])), 1)
+    middle = jnp.broadcast_to((lower + upper) / 2, (size, size, x.shape[3]))
     patch = Patch(
         pixels=jnp.asarray(middle, jnp.float32),
         ball=ball,
@@ -266,13 +226,9 @@ def train_patch(
         place=place,
         circle=circle,
         loss=loss,
-        targeted=targeted,
+        goal=goal,
     )
-    adam = optax.scale_by_adam().init(patch.pixels)
     rate = np.float32(learning_rate)
-    for i in range(steps):
-        fresh = jax.random.fold_in(key, np.int32(i))
-        patch, adam, value = _step(patch, adam, rate, fresh, model, x, y, batch_size)
-        if progress is not None and ((i + 1) % max(steps // 50, 1) == 0 or i + 1 == steps):
-            progress(i + 1, steps, float(value))
-    return replace(patch, targeted=False)
+    step = lambda i, key, state: _step(*state, rate, key, model, x, y, batch_size)
+    patch, _ = craft(key, steps, step, (patch, _ADAM.init(patch.pixels)), progress)
+    return patch.with_goal(Misclassify())

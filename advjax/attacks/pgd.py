@@ -4,40 +4,26 @@ from __future__ import annotations
 
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
-from advjax.attacks._checks import (
-    check_ball,
-    check_count,
-    check_loss,
-    check_number,
-    check_per_example,
-)
-from advjax.attacks._iterate import Iterative, Judgement, Loop, LossFn, auto_loop, judge, outcome
-from advjax.attacks._rows import row, spread, widen
+from advjax.answers import example_keys, fold_if_any, fold_in_each, is_stochastic
+from advjax.arguments import check_ball, check_count, check_loss, check_number
+from advjax.attacks.core.driver import Iterative
+from advjax.attacks.core.judging import Judgement, Tally, ask, ask_with_gradient
+from advjax.attacks.core.rows import row, spread, vanished, widen
 from advjax.balls import L0, Ball
+from advjax.goals import Misclassify
 from advjax.losses import cross_entropy
-from advjax.types import (
-    Array,
-    ArrayLike,
-    Key,
-    Record,
-    example_keys,
-    fold_in_each,
-    is_stochastic,
-    pytree,
-    replace,
-    static,
-)
+from advjax.pytrees import Array, ArrayLike, Key, driver_only, per_example, pytree, replace, static
+from advjax.types import Goal, LossFn, Model
 
 _START = 0  # what a key is folded with to draw the start; a draw of the model at step i uses i + 1
 
 
 @pytree
 class _State:
-    """Between two steps: the iterate, the momentum, the best image so far and the tallies."""
+    """Between two steps: the iterate, the momentum, the best image so far and the tally."""
 
     taken: Array  # steps so far
     keys: Any  # [B] keys for a randomised model, else None
@@ -46,9 +32,7 @@ class _State:
     best: Any  # [B, ...] where the best iterate is kept, else None
     best_loss: Array
     best_success: Array
-    first_success: Array
-    zero_gradient: Array
-    probabilities: Array
+    tally: Tally
 
 
 @pytree
@@ -74,20 +58,18 @@ class PGD(Iterative):
       best: return the best iterate seen (adversarial before not, then by loss) instead of the
         last one; costs one forward pass. The published figures are of the last one.
       loss: per-example loss ``(logits, y) -> [B]``; a named function, not a fresh lambda.
-      targeted: labels are targets and the loss is lowered; see ``Targeted``.
-      loop: who iterates; ``auto_loop``, ``host_loop``, ``device_loop`` or your own.
+      goal: what is wanted, see ``Targeted``.
     """
 
     ball: Ball
-    step_size: ArrayLike = None
-    steps: int = static(default=40)
+    step_size: ArrayLike = per_example(default=None)
+    steps: int = driver_only(default=40)
     random_start: bool = static(default=True)
     start_in_box: bool = static(default=True)
     momentum: ArrayLike = None
     best: bool = static(default=True)
     loss: LossFn = static(default=cross_entropy)
-    targeted: bool = static(default=False)
-    loop: Loop = static(default=auto_loop)
+    goal: Goal = Misclassify()
 
     def check(self) -> None:
         check_ball("PGD", self.ball, finite=True)
@@ -97,50 +79,34 @@ class PGD(Iterative):
             across = np.max(upper - lower) if isinstance(self.ball, L0) else self.ball.eps
             object.__setattr__(self, "step_size", 2.5 * across / max(self.steps, 1))
         check_number("PGD", "step_size", self.step_size, zero=True)
-        check_loss("PGD", self.loss, self.targeted)
+        check_loss("PGD", self.loss, self.goal)
 
-    def check_fits(self, x: Array) -> None:
-        check_per_example(x, eps=self.ball.eps, step_size=self.step_size)
-
-    def init(self, key: Key, model: Any, x: Array, y: Array) -> _State:
-        del y
+    def init(self, key: Key, model: Model, x: Array, y: Array, steps: Array) -> _State:
+        del y, steps
         keys = example_keys(key, x.shape[0])
         x_adv = x
         if self.random_start:
             start = self.ball.sample(fold_in_each(keys, _START), x)
             x_adv = self.ball.apply(x, start) if self.start_in_box else x + start
-        per_example = row(x_adv)
-        none = jnp.zeros_like(per_example, dtype=jnp.int32)
+        first = row(x_adv)
         return _State(
             taken=jnp.zeros((), jnp.int32),
             keys=keys if is_stochastic(model) else None,
             x_adv=x_adv,
             velocity=None if self.momentum is None else jnp.zeros_like(x),
             best=x_adv if self.best else None,
-            best_loss=jnp.full_like(per_example, -jnp.inf),
-            best_success=none > 0,
-            first_success=none - 1,
-            zero_gradient=none,
-            probabilities=none == 0,
+            best_loss=jnp.full_like(first, -jnp.inf),
+            best_success=jnp.zeros_like(first, dtype=bool),
+            tally=Tally.start(x_adv),
         )
 
-    def _judge(
-        self, state: _State, model: Any, x: Array, y: Array, i: Any
-    ) -> tuple[Array, Judgement]:
-        keys: Any = None if state.keys is None else fold_in_each(state.keys, i + 1)
-        return judge(self.loss, self.targeted, model, x, y, keys)
-
-    def step(self, i: Array, state: _State, model: Any, x: Array, y: Array) -> _State:
-        value_and_grad = jax.value_and_grad(
-            lambda x_adv: self._judge(state, model, x_adv, y, i), has_aux=True
-        )
-        (_, judged), grad = value_and_grad(state.x_adv)
+    def step(self, i: Array, state: _State, model: Model, x: Array, y: Array) -> _State:
+        keys = fold_if_any(state.keys, i + 1)
+        judged, grad = ask_with_gradient(self.goal, self.loss, model, state.x_adv, y, keys)
         state = self._keep_best(state, judged, i)
-        grad = jnp.where(jnp.isfinite(grad), grad, 0)
-        features = tuple(range(1, x.ndim))
-        lost = jnp.all(grad == 0, axis=features)
-        velocity = state.velocity
+        lost, velocity = vanished(grad), state.velocity
         if velocity is not None:
+            features = tuple(range(1, x.ndim))
             mean = jnp.mean(jnp.abs(grad), axis=features, keepdims=True)
             velocity = jnp.asarray(self.momentum) * velocity + grad / jnp.where(mean > 0, mean, 1)
             grad = velocity
@@ -150,17 +116,12 @@ class PGD(Iterative):
             taken=i + 1,
             x_adv=self.ball.apply(x, moved - x),
             velocity=velocity,
-            zero_gradient=state.zero_gradient + lost,
+            tally=state.tally.spend(backwards=1).lose(lost),
         )
 
     def _keep_best(self, state: _State, judged: Judgement, i: Any) -> _State:
         """The state after its iterate has been judged, as iterate number i."""
-        first = jnp.where((state.first_success < 0) & judged.success, i, state.first_success)
-        state = replace(
-            state,
-            first_success=first.astype(jnp.int32),
-            probabilities=state.probabilities & judged.probabilities,
-        )
+        state = replace(state, tally=state.tally.spend(forwards=1).see(judged, i))
         if not self.best:
             return state
         better = (judged.success & ~state.best_success) | (
@@ -174,34 +135,16 @@ class PGD(Iterative):
             best_success=judged.success | state.best_success,
         )
 
-    def finish(self, state: _State, model: Any, x: Array, y: Array, *, record: bool) -> Record:
-        forwards = state.taken
-        if self.best:
-            forwards += 1
-            _, judged = self._judge(state, model, state.x_adv, y, state.taken)
-            state = self._keep_best(state, judged, state.taken)
-        x_adv = state.best if self.best else state.x_adv
-        keys: Any = None if state.keys is None else fold_in_each(state.keys, state.taken + 2)
-        return outcome(
-            self,
-            model,
-            x,
-            y,
-            x_adv,
-            keys,
-            record=record,
-            loss=self.loss,
-            forwards=forwards,
-            backwards=state.taken,
-            first_success=state.first_success,
-            zero_gradient=state.zero_gradient,
-        )
+    def last(self, state: _State, model: Model, x: Array, y: Array) -> _State:
+        if not self.best:
+            return state
+        keys = fold_if_any(state.keys, state.taken + 1)
+        _, judged = ask(self.goal, self.loss, model, state.x_adv, y, keys)
+        return self._keep_best(state, judged, state.taken)
 
-    def doubts(self, state: _State) -> Array:
-        return state.probabilities
-
-    def pieces(self) -> PGD:
-        return replace(self, steps=0, loop=auto_loop)
+    def result(self, state: _State, x: Array) -> Array:
+        del x
+        return state.best if self.best else state.x_adv
 
     def scaled(self, factor: ArrayLike) -> PGD:
         return replace(

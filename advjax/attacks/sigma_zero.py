@@ -2,44 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-from advjax.attacks._checks import check_ball, check_count, check_number
-from advjax.attacks._closest import Closest
-from advjax.attacks._iterate import Loop, auto_loop
-from advjax.attacks._minimum_norm import MinimumNorm
-from advjax.attacks._rows import vanished, widen
+from advjax.arguments import check_ball, check_count, check_number
+from advjax.attacks.core.minimal import MinimumNorm, SearchState
+from advjax.attacks.core.rows import row, vanished, widen
 from advjax.balls import L0, Ball
-from advjax.types import (
-    Array,
-    ArrayLike,
-    Key,
-    example_keys,
-    is_stochastic,
-    pytree,
-    replace,
-    static,
-)
+from advjax.goals import Misclassify
+from advjax.pytrees import Array, ArrayLike, Key, driver_only, pytree, replace
+from advjax.types import Goal, Model
 
 _ADAM = optax.scale_by_adam()
 
 
 @pytree
-class _State:
-    """Between two steps; all but the keys and Adam's count ``[B]`` or ``[B, ...]``."""
-
-    keys: Any  # [B] keys for a randomised model, else None
+class _State(SearchState):
     x_adv: Array
     adam: optax.OptState
     threshold: Array
-    closest: Closest
-    taken: Array
-    zero_gradient: Array
-    probabilities: Array
 
 
 @pytree
@@ -58,42 +40,28 @@ class SigmaZero(MinimumNorm):
       sigma: width of the smooth count, squared pixel units, above 0.
       threshold: the first threshold, pixel units, at least 0.
       threshold_rate: change of the threshold per step size.
-      horizon: the step at which the cosine ends; ``steps`` by default.
-      targeted: labels are targets and the margin is lowered; see ``Targeted``.
-      loop: who iterates; ``auto_loop``, ``host_loop``, ``device_loop`` or your own.
+      goal: what is wanted, see ``Targeted``.
     """
 
     ball: Ball = L0()
-    steps: int = static(default=1000)
+    steps: int = driver_only(default=1000)
     step_size: ArrayLike = 1.0
     sigma: ArrayLike = 1e-3
     threshold: ArrayLike = 0.3
     threshold_rate: ArrayLike = 0.01
-    horizon: ArrayLike = None
-    targeted: bool = static(default=False)
-    loop: Loop = static(default=auto_loop)
+    goal: Goal = Misclassify()
 
     def check(self) -> None:
         check_ball("SigmaZero", self.ball, L0, taken="an L0 ball")
         check_count("SigmaZero", "steps", self.steps, 0)
         check_number("SigmaZero", "sigma", self.sigma)
 
-    def init(self, key: Key, model: Any, x: Array, y: Array) -> _State:
+    def init(self, key: Key, model: Model, x: Array, y: Array, steps: Array) -> _State:
         del y
-        closest = Closest.start(x)
-        none = jnp.zeros_like(closest.first_success)
-        return _State(
-            keys=example_keys(key, x.shape[0]) if is_stochastic(model) else None,
-            x_adv=x,
-            adam=_ADAM.init(x),
-            threshold=jnp.broadcast_to(self.threshold, none.shape).astype(x.dtype),
-            closest=closest,
-            taken=none,
-            zero_gradient=none,
-            probabilities=none == 0,
-        )
+        threshold = jnp.broadcast_to(self.threshold, row(x).shape).astype(x.dtype)
+        return _State.start(key, model, x, steps, x_adv=x, adam=_ADAM.init(x), threshold=threshold)
 
-    def step(self, i: Array, state: _State, model: Any, x: Array, y: Array) -> _State:
+    def step(self, i: Array, state: _State, model: Model, x: Array, y: Array) -> _State:
         judged, grad = self._look(i, state, model, y)
         short, delta = judged.loss <= 0, state.x_adv - x
         lost = short & vanished(grad)
@@ -103,9 +71,9 @@ class SigmaZero(MinimumNorm):
         grad = self.ball.steepest(jnp.where(widen(short, x), -grad, 0) + count_slope)
         direction, adam = _ADAM.update(grad, state.adam)
         lower, upper = self.bounds
-        x_adv = jnp.clip(x + delta - self._step_size(i) * direction, lower, upper)
+        x_adv = jnp.clip(x + delta - self._step_size(i, state) * direction, lower, upper)
         change = jnp.where(judged.success, 1, -1) * jnp.asarray(self.threshold_rate)
-        threshold = state.threshold + change * self._step_size(i + 1)
+        threshold = state.threshold + change * self._step_size(i + 1, state)
         threshold = jnp.clip(threshold, 0, np.max(upper - lower))
         kept = jnp.abs(x_adv - x) >= widen(threshold, x)
         return replace(
@@ -115,5 +83,5 @@ class SigmaZero(MinimumNorm):
             threshold=threshold,
         )
 
-    def _step_size(self, i: Array) -> Array:
-        return jnp.asarray(self.step_size) * (0.1 + 0.9 * self._cosine(i))
+    def _step_size(self, i: Array, state: _State) -> Array:
+        return jnp.asarray(self.step_size) * (0.1 + 0.9 * self._cosine(i, state))

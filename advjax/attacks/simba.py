@@ -7,23 +7,18 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from advjax.attacks._checks import check_ball, check_count, check_number, check_per_example
-from advjax.attacks._iterate import Iterative, Judgement, Loop, auto_loop, judge, outcome
-from advjax.attacks._rows import only, spread, widen
-from advjax.attacks.oracle import Scores
+from advjax.answers import example_keys, fold_in_each
+from advjax.arguments import check_ball, check_count, check_number
+from advjax.attacks.core.driver import Iterative
+from advjax.attacks.core.judging import Judgement, Tally, ask
+from advjax.attacks.core.minimal import free_pixels
+from advjax.attacks.core.oracle import Scores
+from advjax.attacks.core.rows import only, spread, widen
 from advjax.balls import Ball
+from advjax.goals import Misclassify
 from advjax.losses import cross_entropy
-from advjax.types import (
-    Array,
-    ArrayLike,
-    Key,
-    Record,
-    example_keys,
-    fold_in_each,
-    pytree,
-    replace,
-    static,
-)
+from advjax.pytrees import Array, ArrayLike, Key, per_example, pytree, replace, static
+from advjax.types import Goal, LossFn, Model
 
 _ORDER, _MODEL = 0, 1  # what a key is folded with
 
@@ -41,9 +36,7 @@ class _State:
     second: Array  # bool: its first sign has failed
     x_adv: Array
     loss: Array
-    fooled: Array
-    used: Array  # queries
-    first_success: Array
+    tally: Tally
 
 
 @pytree
@@ -63,17 +56,15 @@ class SimBA(Iterative):
       basis: ``"pixel"`` or ``"dct"``, the cosines of images ``[B, H, W, C]``.
       freq_dims: frequencies per side, the lowest ones, of the ``"dct"`` basis. 28 is the paper's
         for ImageNet; for CIFAR-10 it has all 32.
-      targeted: labels are targets; see ``Targeted``.
-      loop: who iterates.
+      goal: what is wanted, see ``Targeted``.
     """
 
     ball: Ball
     queries: int = static(default=10_000)
-    step_size: ArrayLike = 0.2
+    step_size: ArrayLike = per_example(default=0.2)
     basis: str = static(default="pixel")
     freq_dims: int = static(default=28)
-    targeted: bool = static(default=False)
-    loop: Loop = static(default=auto_loop)
+    goal: Goal = Misclassify()
 
     def check(self) -> None:
         check_ball("SimBA", self.ball, finite=True)
@@ -81,21 +72,27 @@ class SimBA(Iterative):
         check_count("SimBA", "queries", self.queries)
         check_count("SimBA", "freq_dims", self.freq_dims)
         if self.basis not in _BASES:
-            raise ValueError(f"SimBA: given basis={self.basis!r}; one of {_BASES} is taken")
+            raise ValueError(f"SimBA: given basis={self.basis!r}; expected one of {_BASES}")
 
     @property
     def steps(self) -> int:
         return self.queries - 1
 
-    def check_fits(self, x: Array) -> None:
-        check_per_example(x, eps=self.ball.eps, step_size=self.step_size)
-        if self.basis == "dct" and x.ndim != 4:
-            raise ValueError(f"SimBA: given images {x.shape}; basis='dct' takes [B, H, W, C]")
+    @property
+    def loss(self) -> LossFn:
+        return cross_entropy
 
-    def init(self, key: Key, model: Any, x: Array, y: Array) -> _State:
+    def check_fits(self, x: Array) -> None:
+        super().check_fits(x)
+        if self.basis == "dct" and x.ndim != 4:
+            raise ValueError(
+                f"SimBA: given images {x.shape}; expected [B, H, W, C] for basis='dct'"
+            )
+
+    def init(self, key: Key, model: Model, x: Array, y: Array, steps: Array) -> _State:
         keys, none = example_keys(key, x.shape[0]), jnp.zeros_like(y)
         order, available = self._order(keys, x)
-        judged = self._judge(keys, Scores(model), x, y, 0)
+        judged = self._judge(keys, model, x, y, 0)
         return _State(
             keys=keys,
             order=order,
@@ -104,21 +101,17 @@ class SimBA(Iterative):
             second=none > 0,
             x_adv=x,
             loss=judged.loss,
-            fooled=judged.success,
-            used=none + 1,
-            first_success=jnp.where(judged.success, 0, none - 1),
+            tally=Tally.start(x, doubts=False).spend(forwards=1).see(judged, 0),
         )
 
-    def _judge(self, keys: Key, scores: Scores, x: Array, y: Array, n: ArrayLike) -> Judgement:
-        drawn = fold_in_each(fold_in_each(keys, _MODEL), n) if scores.stochastic else None
-        return judge(cross_entropy, self.targeted, scores, x, y, drawn)[1]
+    def _judge(self, keys: Key, model: Model, x: Array, y: Array, n: ArrayLike) -> Judgement:
+        drawn = fold_in_each(fold_in_each(keys, _MODEL), n)
+        return ask(self.goal, self.loss, Scores(model), x, y, drawn)[1]
 
     def _order(self, keys: Key, x: Array) -> tuple[Array, Array]:
         """As many directions as there are queries, ``[B, N]``; pixels off the mask are none."""
         count = x[0].size
-        mask = self.ball.mask
-        free = jnp.ones_like(x, bool) if mask is None else jnp.asarray(mask) != 0
-        free = jnp.broadcast_to(free, x.shape).reshape(x.shape[0], -1)
+        free = free_pixels(self.ball, x).reshape(x.shape[0], -1)
         if self.basis == "dct":
             count = min(self.freq_dims, x.shape[1]) * min(self.freq_dims, x.shape[2]) * x.shape[3]
             free = jnp.broadcast_to(jnp.any(free, axis=1, keepdims=True), (x.shape[0], count))
@@ -145,9 +138,9 @@ class SimBA(Iterative):
         return square <= (1e-3 * jnp.asarray(self.step_size, move.dtype)) ** 2
 
     def live(self, state: _State) -> Array:
-        return ~state.fooled & (state.used < self.queries)
+        return ~state.tally.found & (state.tally.forwards < self.queries)
 
-    def step(self, i: Array, state: _State, model: Any, x: Array, y: Array) -> _State:
+    def step(self, i: Array, state: _State, model: Model, x: Array, y: Array) -> _State:
         live = self.live(state)
         which = jnp.take_along_axis(state.order, (state.turn % state.available)[:, None], axis=1)
         along = spread(self.step_size, x) * self._direction(which[:, 0], x)
@@ -156,9 +149,8 @@ class SimBA(Iterative):
         second = state.second | self._undone(minus - state.x_adv)
         candidate = jnp.where(widen(second, x), plus, minus)
         idle = self._undone(candidate - state.x_adv)
-        judged = self._judge(state.keys, Scores(model), candidate, y, i + 1)
+        judged = self._judge(state.keys, model, candidate, y, i + 1)
         taken = ~idle & (judged.success | (judged.loss > state.loss))
-        fooled = ~idle & judged.success
         onward = taken | second
         after = replace(
             state,
@@ -166,26 +158,9 @@ class SimBA(Iterative):
             second=~onward,
             x_adv=jnp.where(widen(taken, x), candidate, state.x_adv),
             loss=jnp.where(taken, judged.loss, state.loss),
-            fooled=fooled,
-            used=state.used + ~idle,
-            first_success=jnp.where(fooled, state.used, state.first_success),
+            tally=state.tally.spend(forwards=~idle).see(judged, state.tally.forwards, ~idle),
         )
         return only(live, after, state)
-
-    def finish(self, state: _State, model: Any, x: Array, y: Array, *, record: bool) -> Record:
-        return outcome(
-            self,
-            model,
-            x,
-            y,
-            state.x_adv,
-            fold_in_each(fold_in_each(state.keys, _MODEL), self.steps + 2),
-            record=record,
-            loss=cross_entropy,
-            forwards=state.used,
-            backwards=0,
-            first_success=state.first_success,
-        )
 
     def scaled(self, factor: ArrayLike) -> SimBA:
         return replace(

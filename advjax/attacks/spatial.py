@@ -9,24 +9,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from advjax.attacks._checks import check_count, check_per_example, check_pictures, check_unbounded
-from advjax.attacks._iterate import Iterative, Loop, LossFn, auto_loop, judge, outcome
-from advjax.attacks._rows import widen
-from advjax.attacks.oracle import Scores
+from advjax.answers import example_keys, fold_if_any, fold_in_each, is_stochastic
+from advjax.arguments import check_count, check_pictures, check_unbounded
+from advjax.attacks.core.driver import Iterative
+from advjax.attacks.core.judging import Tally, ask
+from advjax.attacks.core.oracle import Scores
+from advjax.attacks.core.rows import row, widen
 from advjax.balls import L2, Ball, concrete
+from advjax.goals import Misclassify
 from advjax.losses import cross_entropy
-from advjax.types import (
-    Array,
-    ArrayLike,
-    Key,
-    Record,
-    example_keys,
-    fold_in_each,
-    is_stochastic,
-    pytree,
-    replace,
-    static,
-)
+from advjax.pytrees import Array, ArrayLike, Key, driver_only, per_example, pytree, replace, static
+from advjax.types import Goal, LossFn, Model
 
 
 def bilinear(image: Array, rows: Array, cols: Array, fill: ArrayLike = None) -> Array:
@@ -91,16 +84,12 @@ def rotate_and_shift(
 
 @pytree
 class _State:
-    """Between two transformations: the worst image so far and the tallies."""
+    """Between two transformations: the worst image so far and the tally."""
 
     keys: Any  # [B] keys where something is drawn, else None
-    taken: Array
     x_adv: Array
     loss: Array
-    success: Array
-    forwards: Array
-    first_success: Array
-    probabilities: Array
+    tally: Tally
 
 
 @pytree
@@ -122,20 +111,19 @@ class Spatial(Iterative):
         grid; None for the grid.
       early_stop: leave an image at its first success instead of looking for the largest loss.
       loss: per-example loss ``(logits, y) -> [B]``; a named function, not a fresh lambda.
-      targeted: labels are targets and the loss is lowered; see ``Targeted``.
-      loop: who iterates; ``auto_loop``, ``host_loop``, ``device_loop`` or your own.
+      goal: what is wanted, see ``Targeted``.
     """
 
     ball: Ball = L2()  # noqa: RUF009
-    max_shift: ArrayLike = 3.0
-    max_rotation: ArrayLike = 30.0
+    max_shift: ArrayLike = per_example(default=3.0)
+    max_rotation: ArrayLike = per_example(default=30.0)
     shifts: int = static(default=5)
     rotations: int = static(default=5)
-    draws: int | None = static(default=None)
+    draws: int | None = driver_only(default=None)
     early_stop: bool = static(default=True)
     loss: LossFn = static(default=cross_entropy)
-    targeted: bool = static(default=False)
-    loop: Loop = static(default=auto_loop)
+    goal: Goal = Misclassify()
+    drawn: bool = static(init=False, default=False)  # all that a step needs to know of ``draws``
 
     def check(self) -> None:
         check_unbounded("Spatial", self.ball)
@@ -143,11 +131,12 @@ class Spatial(Iterative):
             value = concrete(getattr(self, name))
             if value is not None and not ((value >= 0).all() and np.isfinite(value).all()):
                 raise ValueError(
-                    f"Spatial: given {name}={value.tolist()}; finite numbers >= 0 are taken"
+                    f"Spatial: given {name}={value.tolist()}; expected finite numbers >= 0"
                 )
         check_count("Spatial", "shifts", self.shifts)
         check_count("Spatial", "rotations", self.rotations)
         check_count("Spatial", "draws", self.draws, none=True)
+        object.__setattr__(self, "drawn", self.draws is not None)
 
     @property
     def steps(self) -> int:
@@ -156,24 +145,18 @@ class Spatial(Iterative):
 
     def check_fits(self, x: Array) -> None:
         check_pictures("Spatial", x)
-        check_per_example(x, max_shift=self.max_shift, max_rotation=self.max_rotation)
+        super().check_fits(x)
 
-    def init(self, key: Key, model: Any, x: Array, y: Array) -> _State:
-        drawn = self.draws is not None or is_stochastic(model)
-        none = jnp.zeros_like(y)
+    def init(self, key: Key, model: Model, x: Array, y: Array, steps: Array) -> _State:
         return _State(
-            keys=example_keys(key, x.shape[0]) if drawn else None,
-            taken=jnp.zeros((), jnp.int32),
+            keys=example_keys(key, x.shape[0]) if self.drawn or is_stochastic(model) else None,
             x_adv=x,
-            loss=jnp.full_like(none, -jnp.inf, dtype=x.dtype),
-            success=none > 0,
-            forwards=none,
-            first_success=none - 1,
-            probabilities=none == 0,
+            loss=jnp.full_like(row(x), -jnp.inf),
+            tally=Tally.start(x),
         )
 
     def _transformed(self, i: Array, state: _State, x: Array) -> Array:
-        if self.draws is None:
+        if not self.drawn:
             unit = jnp.asarray(_grid(self.rotations, self.shifts))[i]
             unit = jnp.broadcast_to(unit, (x.shape[0], 3))
         else:
@@ -188,52 +171,24 @@ class Spatial(Iterative):
             self.ball.bounds[0],
         )
 
-    def step(self, i: Array, state: _State, model: Any, x: Array, y: Array) -> _State:
+    def step(self, i: Array, state: _State, model: Model, x: Array, y: Array) -> _State:
         moved = self._transformed(i, state, x)
-        keys: Any = fold_in_each(state.keys, 2 * i + 1) if is_stochastic(model) else None
-        _, judged = judge(self.loss, self.targeted, Scores(model), moved, y, keys)
-        live = self.live(state)
-        live = jnp.ones_like(state.success) if live is None else live
-        worse = (judged.success & ~state.success) | (
-            (judged.success == state.success) & (judged.loss > state.loss)
+        keys = fold_if_any(state.keys, 2 * i + 1)
+        _, judged = ask(self.goal, self.loss, Scores(model), moved, y, keys)
+        found = state.tally.found
+        live = ~found | (not self.early_stop)
+        worse = live & (
+            (judged.success & ~found) | ((judged.success == found) & (judged.loss > state.loss))
         )
-        worse &= live
-        first = jnp.where(live & judged.success & (state.first_success < 0), i, state.first_success)
         return replace(
             state,
-            taken=state.taken + 1,
             x_adv=jnp.where(widen(worse, x), moved, state.x_adv),
             loss=jnp.where(worse, judged.loss, state.loss),
-            success=jnp.where(live, state.success | judged.success, state.success),
-            forwards=state.forwards + live,
-            first_success=first.astype(jnp.int32),
-            probabilities=state.probabilities & (judged.probabilities | ~live),
+            tally=state.tally.spend(forwards=live).see(judged, i, live),
         )
 
     def live(self, state: _State) -> Array | None:
-        return ~state.success if self.early_stop else None
-
-    def finish(self, state: _State, model: Any, x: Array, y: Array, *, record: bool) -> Record:
-        keys: Any = fold_in_each(state.keys, 2 * state.taken + 1) if is_stochastic(model) else None
-        return outcome(
-            self,
-            model,
-            x,
-            y,
-            state.x_adv,
-            keys,
-            record=record,
-            loss=self.loss,
-            forwards=state.forwards,
-            backwards=0,
-            first_success=state.first_success,
-        )
-
-    def doubts(self, state: _State) -> Array:
-        return state.probabilities
-
-    def pieces(self) -> Spatial:
-        return replace(self, draws=None if self.draws is None else 1, loop=auto_loop)
+        return ~state.tally.found if self.early_stop else None
 
     def scaled(self, factor: ArrayLike) -> Spatial:
         return replace(

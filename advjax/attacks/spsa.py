@@ -2,29 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import optax
 
-from advjax.attacks._checks import check_number, check_per_example
-from advjax.attacks._iterate import Loop, LossFn, auto_loop
-from advjax.attacks._rows import only, spread, vanished
-from advjax.attacks.nes import Probed, Probing
-from advjax.attacks.oracle import Scores
+from advjax.arguments import check_number
+from advjax.attacks.core.judging import Tally
+from advjax.attacks.core.rows import spread
+from advjax.attacks.nes import Probed
 from advjax.balls import Ball
+from advjax.goals import Misclassify
 from advjax.losses import margin
-from advjax.types import (
-    Array,
-    ArrayLike,
-    Key,
-    example_keys,
-    fold_in_each,
-    pytree,
-    replace,
-    static,
-)
+from advjax.pytrees import Array, ArrayLike, Key, per_example, pytree, replace, static
+from advjax.types import Goal, LossFn, Model
 
 _ADAM = optax.scale_by_adam()
 
@@ -36,10 +26,7 @@ class _State:
     keys: Key
     x_adv: Array
     adam: optax.OptState
-    fooled: Array
-    used: Array  # queries
-    first_success: Array
-    zero_gradient: Array
+    tally: Tally
 
 
 @pytree
@@ -60,60 +47,30 @@ class SPSA(Probed):
       chunk: probes per example in one batch of the model, an even divisor of ``samples``; None
         for all at once. Bounds the memory.
       loss: per-example loss ``(logits, y) -> [B]``; a named function.
-      targeted: labels are targets and the loss is lowered; see ``Targeted``.
-      loop: who iterates.
+      goal: what is wanted, see ``Targeted``.
     """
 
     ball: Ball
     queries: int = static(default=10_000)
     samples: int = static(default=128)
-    delta: ArrayLike = 0.01
-    step_size: ArrayLike = 0.01
+    delta: ArrayLike = per_example(default=0.01)
+    step_size: ArrayLike = per_example(default=0.01)
     chunk: int | None = static(default=None)
     loss: LossFn = static(default=margin)
-    targeted: bool = static(default=False)
-    loop: Loop = static(default=auto_loop)
+    goal: Goal = Misclassify()
 
     def check(self) -> None:
         super().check()
         check_number("SPSA", "delta", self.delta)
 
-    def check_fits(self, x: Array) -> None:
-        check_per_example(x, eps=self.ball.eps, delta=self.delta, step_size=self.step_size)
+    def init(self, key: Key, model: Model, x: Array, y: Array, steps: Array) -> _State:
+        return _State(**self._begin(key, model, x, y), adam=_ADAM.init(x))
 
-    def init(self, key: Key, model: Any, x: Array, y: Array) -> _State:
-        keys, none = example_keys(key, x.shape[0]), jnp.zeros_like(y)
-        fooled = self._fooled(keys, Scores(model), x, y, 0)
-        return _State(
-            keys=keys,
-            x_adv=x,
-            adam=_ADAM.init(x),
-            fooled=fooled,
-            used=none + 1,
-            first_success=jnp.where(fooled, 0, none - 1),
-            zero_gradient=none,
-        )
-
-    def step(self, i: Array, state: _State, model: Any, x: Array, y: Array) -> _State:
-        scores, live = Scores(model), self.live(state)
-        probing = Probing(draw=jax.random.rademacher, samples=self.samples, chunk=self.chunk)
-        keys = fold_in_each(state.keys, i)
-        gradient, _ = probing.estimate(self, scores, state.x_adv, y, keys, self.delta)
+    def step(self, i: Array, state: _State, model: Model, x: Array, y: Array) -> _State:
+        gradient, _ = self._estimate(i, state, model, y, jax.random.rademacher, self.delta)
         uphill, adam = _ADAM.update(gradient, state.adam)
         x_adv = self.ball.apply(x, state.x_adv + spread(self.step_size, x) * uphill - x)
-        fooled = live & self._fooled(state.keys, scores, x_adv, y, i + 1)
-        used = state.used + self.samples + 1
-        lost = vanished(gradient)
-        after = _State(
-            keys=state.keys,
-            x_adv=x_adv,
-            adam=adam,
-            fooled=fooled,
-            used=used,
-            first_success=jnp.where(fooled, used - 1, state.first_success),
-            zero_gradient=state.zero_gradient + lost,
-        )
-        return only(live, after, state)
+        return self._look(i, state, replace(state, x_adv=x_adv, adam=adam), model, y, gradient)
 
     def scaled(self, factor: ArrayLike) -> SPSA:
         return replace(

@@ -8,46 +8,36 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from advjax.attacks._checks import check_ball, check_count, check_pictures
-from advjax.attacks._iterate import Iterative, Loop, auto_loop, judge, outcome
-from advjax.attacks._rows import spread, widen
-from advjax.attacks.oracle import Scores
+from advjax.answers import example_keys, fold_in_each
+from advjax.arguments import check_ball, check_count, check_pictures
+from advjax.attacks.core.driver import Iterative
+from advjax.attacks.core.judging import Judgement, Tally, ask
+from advjax.attacks.core.oracle import Scores
+from advjax.attacks.core.rows import spread, widen
 from advjax.balls import L1, L2, Ball, Linf, concrete
-from advjax.losses import margin
-from advjax.types import (
-    Array,
-    ArrayLike,
-    Key,
-    Record,
-    example_keys,
-    fold_in_each,
-    is_stochastic,
-    pytree,
-    replace,
-    static,
-)
+from advjax.goals import Misclassify
+from advjax.pytrees import Array, ArrayLike, Key, driver_only, pytree, replace, static
+from advjax.types import Goal, Model
 
 # The windows' share of the image halves after each of these steps, of 10,000.
 HALVINGS = np.array([10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000])
 
-# What a key is folded with to draw the start, and for the model's draws then and at the end; step
-# i uses 2 i + 2 and 2 i + 3.
-_START, _FIRST, _FINAL = 0, 1, 2**32 - 2
+# What a key is folded with to draw the start, and for the model's draws then; step i uses 2 i + 2
+# and 2 i + 3.
+_START, _FIRST = 0, 1
 
 _THINNING = 16  # passes of the L1 form's search
 
 
 @pytree
 class _State:
-    """Between two steps: the best image so far, how good it is, and the tallies."""
+    """Between two steps: the best image so far, how good it is, and the tally."""
 
-    keys: Any  # [B]
-    best: Array
+    steps: Array
+    keys: Key
+    x_adv: Array
     loss: Array
-    success: Array
-    forwards: Array
-    first_success: Array
-    probabilities: Array
+    tally: Tally
 
 
 @pytree
@@ -67,88 +57,80 @@ class Square(Iterative):
       p_init: share of the image that the first windows cover, 0 to 1.
       rescale_schedule: stretch the schedule of the windows' share, made for 10,000 steps, to
         ``steps``. AutoAttack does not.
-      targeted: labels are targets and the target's margin is raised.
-      loop: who iterates.
+      goal: what is wanted, see ``Targeted``.
     """
 
     ball: Ball
-    steps: int = static(default=5000)
+    steps: int = driver_only(default=5000)
     p_init: ArrayLike = 0.8
     rescale_schedule: bool = static(default=False)
-    targeted: bool = static(default=False)
-    loop: Loop = static(default=auto_loop)
+    goal: Goal = Misclassify()
 
     def check(self) -> None:
         check_ball("Square", self.ball, Linf, L2, L1, finite=True)
         check_count("Square", "steps", self.steps, 0)
         share = concrete(self.p_init)
         if share is not None and not ((share > 0) & (share <= 1)).all():
-            raise ValueError(f"Square: given p_init={share.tolist()}; a number in (0, 1] is taken")
+            raise ValueError(f"Square: given p_init={share.tolist()}; expected one in (0, 1]")
 
     def check_fits(self, x: Array) -> None:
         check_pictures("Square", x)
         super().check_fits(x)
 
-    def share(self, i: ArrayLike) -> Array:
-        """The share of the image that step i's window covers."""
+    def share(self, i: ArrayLike, steps: ArrayLike = None) -> Array:
+        """The share of the image that step i's window covers, of so many steps."""
         step = jnp.asarray(i, jnp.int32)
         if self.rescale_schedule:  # floor(10,000 i / steps), without overflow
-            most = max(self.steps, 1)
+            most = jnp.maximum(self.steps if steps is None else steps, 1)
             step = step * 100 // most * 100 + step * 100 % most * 100 // most
         halvings = jnp.sum(step > HALVINGS)
         return jnp.asarray(self.p_init) * jnp.exp2(-halvings.astype(jnp.float32))
 
-    def side(self, i: ArrayLike, x: Array) -> Array:
-        """The side of step i's window."""
+    def side(self, i: ArrayLike, x: Array, steps: ArrayLike = None) -> Array:
+        """The side of step i's window, of so many steps."""
         height, width = x.shape[1:3]
-        side = jnp.round(jnp.sqrt(self.share(i) * height * width)).astype(jnp.int32)
+        side = jnp.round(jnp.sqrt(self.share(i, steps) * height * width)).astype(jnp.int32)
         if isinstance(self.ball, Linf):
             return jnp.maximum(side, 1)
         side = jnp.maximum(side, 3)  # a bump, and its opposite, and a middle
         shortest = min(height, width)
         return jnp.minimum(side + (side % 2 == 0), shortest - (shortest % 2 == 0))
 
-    def init(self, key: Key, model: Any, x: Array, y: Array) -> _State:
+    def init(self, key: Key, model: Model, x: Array, y: Array, steps: Array) -> _State:
         keys = example_keys(key, x.shape[0])
         drawn = fold_in_each(keys, _START)
         if isinstance(self.ball, Linf):
             stripes = _signs(drawn, (1, *x.shape[2:]), x.dtype)
-            start = self._at(x, self.ball._masked(jnp.broadcast_to(stripes, x.shape)))
+            start = self._at(x, self.ball.masked(jnp.broadcast_to(stripes, x.shape)))
         else:
             start = self._fill(x, self._tiles(drawn, x))
         judged = self._judge(keys, _FIRST, model, start, y)
-        one = jnp.ones_like(judged.success, dtype=jnp.int32)
         return _State(
+            steps=steps,
             keys=keys,
-            best=start,
+            x_adv=start,
             loss=jnp.where(jnp.isnan(judged.loss), -jnp.inf, judged.loss),
-            success=judged.success,
-            forwards=one,
-            first_success=jnp.where(judged.success, 0, -one),
-            probabilities=judged.probabilities,
+            tally=Tally.start(x).spend(forwards=1).see(judged, 0),
         )
 
-    def _judge(self, keys: Key, tag: Any, model: Any, x: Array, y: Array) -> Any:
-        drawn: Any = fold_in_each(keys, tag) if is_stochastic(model) else None
-        return judge(margin, self.targeted, Scores(model), x, y, drawn)[1]
+    def _judge(self, keys: Key, tag: ArrayLike, model: Model, x: Array, y: Array) -> Judgement:
+        return ask(self.goal, self.loss, Scores(model), x, y, fold_in_each(keys, tag))[1]
 
     def live(self, state: _State) -> Array:
-        return ~state.success
+        return ~state.tally.found
 
-    def step(self, i: Array, state: _State, model: Any, x: Array, y: Array) -> _State:
+    def step(self, i: Array, state: _State, model: Model, x: Array, y: Array) -> _State:
         live = self.live(state)
         propose = self._window if isinstance(self.ball, Linf) else self._move
-        proposal = propose(fold_in_each(state.keys, 2 * i + 2), self.side(i, x), state.best, x)
+        side = self.side(i, x, state.steps)
+        proposal = propose(fold_in_each(state.keys, 2 * i + 2), side, state.x_adv, x)
         judged = self._judge(state.keys, 2 * i + 3, model, proposal, y)
         better = live & (judged.success | (judged.loss > state.loss))
         return replace(
             state,
-            best=jnp.where(widen(better, x), proposal, state.best),
+            x_adv=jnp.where(widen(better, x), proposal, state.x_adv),
             loss=jnp.where(better, judged.loss, state.loss),
-            success=state.success | (live & judged.success),
-            forwards=state.forwards + live,
-            first_success=jnp.where(live & judged.success, i + 1, state.first_success),
-            probabilities=state.probabilities & judged.probabilities,
+            tally=state.tally.spend(forwards=live).see(judged, i + 1, live),
         )
 
     def _at(self, x: Array, signs: Array) -> Array:
@@ -163,7 +145,7 @@ class Square(Iterative):
             _inside(_offsets(corner[:, axis], jnp.minimum(side, length), length), side)
             for axis, length in enumerate((height, width))
         )
-        window = self.ball._masked((rows[:, :, None] & columns[:, None, :])[..., None])
+        window = self.ball.masked((rows[:, :, None] & columns[:, None, :])[..., None])
         window = window.astype(bool)
         signs = _signs(fold_in_each(keys, 1), (1, 1, channels), x.dtype)
         changes = jnp.any(window & (self._at(x, signs) != best), axis=(1, 2, 3))
@@ -173,7 +155,7 @@ class Square(Iterative):
     def _fill(self, x: Array, delta: Array) -> Array:
         """The images moved by the perturbations, brought to size eps, inside the box."""
         lower, upper = self.bounds
-        eps, delta = spread(self.ball.eps, x), self.ball._masked(delta)
+        eps, delta = spread(self.ball.eps, x), self.ball.masked(delta)
         if isinstance(self.ball, L1):
             room = jnp.where(delta > 0, upper - x, x - lower)
             delta = jnp.sign(delta) * _thinned(jnp.abs(delta), jnp.maximum(room, 0), eps)
@@ -229,30 +211,6 @@ class Square(Iterative):
             unused = jnp.maximum(eps - norm(delta, 1, 2, 3), 0)
             budget = unused + channels * norm(freed, 1, 2, 3)
         return self._fill(x, jnp.where(first, budget * new, jnp.where(second, 0, delta)))
-
-    def finish(self, state: _State, model: Any, x: Array, y: Array, *, record: bool) -> Record:
-        none = jnp.zeros_like(state.forwards)
-        return outcome(
-            self,
-            model,
-            x,
-            y,
-            state.best,
-            fold_in_each(state.keys, _FINAL) if is_stochastic(model) else None,
-            record=record,
-            loss=margin,
-            forwards=state.forwards,
-            backwards=none,
-            first_success=state.first_success,
-        )
-
-    def doubts(self, state: _State) -> Array:
-        return state.probabilities
-
-    def pieces(self) -> Square:
-        # A stretched schedule is compiled for its number of steps.
-        steps = self.steps if self.rescale_schedule else 0
-        return replace(self, steps=steps, loop=auto_loop)
 
 
 def _signs(keys: Key, shape: tuple[int, ...], dtype: Any) -> Array:

@@ -12,18 +12,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from advjax.attacks.oracle import Labels
+from advjax.answers import answer_of, as_model, example_keys
+from advjax.arguments import check_count
+from advjax.attacks.core.oracle import Labels
 from advjax.checks import check_images, classes_of
 from advjax.losses import cross_entropy
-from advjax.types import (
-    Array,
-    ArrayLike,
-    Key,
-    as_model,
-    example_keys,
-    is_stochastic,
-    pytree,
-)
+from advjax.pytrees import Array, ArrayLike, Key, pytree
 
 _INIT, _TRAIN, _CHOOSE, _ASK = range(4)  # what the key of a substitute is folded with
 
@@ -132,21 +126,9 @@ def train_substitute(
         ("epochs", epochs, 0),
         ("batch_size", batch_size, 1),
     ):
-        if not isinstance(value, int | np.integer) or value < least:
-            raise ValueError(
-                f"train_substitute: given {name}={value!r}; an integer >= {least} is taken"
-            )
-    first = np.asarray(check_images(x))
-    if len(first) > max_queries:
-        raise ValueError(
-            f"train_substitute: given {len(first)} first images and max_queries={max_queries}; "
-            "at most that many are taken"
-        )
-    if not (np.all(first >= box[0] - 1e-5) and np.all(first <= box[1] + 1e-5)):
-        raise ValueError(
-            f"train_substitute: given values from {first.min():.6g} to {first.max():.6g}; "
-            f"{box[0]:g} to {box[1]:g} are taken"
-        )
+        whole = int(value) if isinstance(value, np.integer) else value
+        check_count("train_substitute", name, whole, least)
+    first = _checked_images(x, max_queries, box)
     if substitute is None:
         features = math.prod(first.shape[1:])
         draw = jax.random.fold_in(key, _INIT)
@@ -155,13 +137,7 @@ def train_substitute(
     if classes_of(model, jnp.asarray(first[:1])) != classes:
         raise ValueError(f"train_substitute: the substitute has not the {classes} classes given")
     optimizer = _adam() if optimizer is None else optimizer
-
-    plan = [len(first)]  # how many labels are asked for before each training
-    for r in range(rounds):
-        known = sum(plan)
-        most = known if reservoir is None or r < reservoir_from else reservoir
-        plan.append(min(known, most, max_queries - known))
-    plan = [new for new in plan if new > 0]
+    plan = _plan(len(first), rounds, reservoir, reservoir_from, max_queries)
     images = np.zeros((sum(plan), *first.shape[1:]), np.float32)
     labels = np.zeros(sum(plan), np.int32)
     asker = jax.random.fold_in(key, _ASK)
@@ -203,6 +179,31 @@ def train_substitute(
     return found
 
 
+def _checked_images(x: ArrayLike, most: int, box: tuple[float, float]) -> np.ndarray:
+    images = np.asarray(check_images(x))
+    if len(images) > most:
+        raise ValueError(
+            f"train_substitute: given {len(images)} first images; expected at most "
+            f"max_queries={most}"
+        )
+    if not (np.all(images >= box[0] - 1e-5) and np.all(images <= box[1] + 1e-5)):
+        raise ValueError(
+            f"train_substitute: given values from {images.min():.6g} to {images.max():.6g}; "
+            f"expected {box[0]:g} to {box[1]:g}"
+        )
+    return images
+
+
+def _plan(first: int, rounds: int, reservoir: int | None, begin: int, most: int) -> list[int]:
+    """How many labels are asked for before each training."""
+    plan = [first]
+    for r in range(rounds):
+        known = sum(plan)
+        drawn = known if reservoir is None or r < begin else reservoir
+        plan.append(min(known, drawn, most - known))
+    return [new for new in plan if new > 0]
+
+
 @functools.cache
 def _adam() -> Any:
     import optax
@@ -210,28 +211,24 @@ def _adam() -> Any:
     return optax.adam(1e-3)  # one object: the optimiser is structure, compared by identity
 
 
-_ask = jax.jit(lambda oracle, x, keys: oracle(x, key=keys))
+_ask = jax.jit(answer_of)
 
 
 def _answers(oracle: Any, key: Key, asked_before: int, x: np.ndarray, classes: int) -> np.ndarray:
     """The oracle's classes ``[B]``; exactly the B images given are sent to it."""
-    keys = None
-    if is_stochastic(oracle):
-        keys = example_keys(key, jnp.arange(asked_before, asked_before + len(x)))
-    if isinstance(oracle, Labels):
-        y = np.asarray(_ask(oracle, x, keys))
-    else:
-        y = np.asarray(oracle(jnp.asarray(x)) if keys is None else oracle(jnp.asarray(x), key=keys))
+    keys = example_keys(key, jnp.arange(asked_before, asked_before + len(x)))
+    ask = _ask if isinstance(oracle, Labels) else answer_of
+    y = np.asarray(ask(oracle, jnp.asarray(x), keys))
     if y.shape != (len(x),):
         raise ValueError(
-            f"oracle: answered with shape {y.shape}; classes [{len(x)}] are taken, "
+            f"oracle: answered with shape {y.shape}; expected classes [{len(x)}], "
             "which Labels(model) makes of scores"
         )
     if y.dtype.kind not in "iu":
-        raise TypeError(f"oracle: answered with {y.dtype}; integers are taken")
+        raise TypeError(f"oracle: answered with {y.dtype}; expected integers")
     if y.min() < 0 or y.max() >= classes:
         raise ValueError(
-            f"oracle: answered {y.min()} to {y.max()}; 0 to {classes - 1}, the classes, are taken"
+            f"oracle: answered {y.min()} to {y.max()}; expected the classes 0 to {classes - 1}"
         )
     return y
 

@@ -7,25 +7,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from advjax.attacks._checks import check_ball, check_count, check_number, check_per_example
-from advjax.attacks._iterate import Iterative, Judgement, Loop, LossFn, auto_loop, judge, outcome
-from advjax.attacks._rows import spread
+from advjax.answers import example_keys, fold_in_each, is_stochastic
+from advjax.arguments import check_ball, check_count, check_number
+from advjax.attacks.core.driver import Iterative
+from advjax.attacks.core.judging import Judgement, Tally, ask
+from advjax.attacks.core.rows import spread, vanished
 from advjax.balls import Ball, concrete
+from advjax.goals import Misclassify
 from advjax.losses import cross_entropy
-from advjax.types import (
-    Array,
-    ArrayLike,
-    Key,
-    Record,
-    example_keys,
-    fold_in_each,
-    is_stochastic,
-    pytree,
-    replace,
-    static,
-)
-
-_JUDGE = 2**31  # what a key is folded with for the last judgement; step i uses i
+from advjax.pytrees import Array, ArrayLike, Key, driver_only, per_example, pytree, replace, static
+from advjax.types import Goal, LossFn, Model
 
 
 def _selector(start: Array, length: Array, size: int, dtype: Any) -> Array:
@@ -100,14 +91,12 @@ def smoothed(grad: Array, kernel: int) -> Array:
 
 @pytree
 class _State:
-    """Between two steps: the iterate, the momentum and the tallies."""
+    """Between two steps: the iterate, the momentum and the tally."""
 
-    taken: Array
-    keys: Array
+    keys: Array  # [B]; step i uses them folded with i
     x_adv: Array
     velocity: Array
-    zero_gradient: Array
-    probabilities: Array
+    tally: Tally
 
 
 @pytree
@@ -135,13 +124,12 @@ class TransferFGSM(Iterative):
       kernel: odd size of the Gaussian that smooths the gradient (Dong et al. 2019); it ends at
         three standard deviations and at a quarter of a small image. None for no smoothing.
       loss: per-example loss ``(logits, y) -> [B]``.
-      targeted: labels are targets and the loss is lowered; see ``Targeted``.
-      loop: who iterates; see ``PGD``.
+      goal: what is wanted, see ``Targeted``.
     """
 
     ball: Ball
-    step_size: ArrayLike = None
-    steps: int = static(default=10)
+    step_size: ArrayLike = per_example(default=None)
+    steps: int = driver_only(default=10)
     momentum: ArrayLike = 1.0
     nesterov: bool = static(default=False)
     scales: int = static(default=1)
@@ -150,8 +138,7 @@ class TransferFGSM(Iterative):
     center: ArrayLike = None
     kernel: int | None = static(default=None)
     loss: LossFn = static(default=cross_entropy)
-    targeted: bool = static(default=False)
-    loop: Loop = static(default=auto_loop)
+    goal: Goal = Misclassify()
 
     def check(self) -> None:
         name = "TransferFGSM"
@@ -161,7 +148,7 @@ class TransferFGSM(Iterative):
         if self.kernel is not None and not (
             isinstance(self.kernel, int) and self.kernel > 0 and self.kernel % 2
         ):
-            raise ValueError(f"{name}: given kernel={self.kernel!r}; an odd integer is taken")
+            raise ValueError(f"{name}: given kernel={self.kernel!r}; expected an odd integer")
         if self.step_size is None:
             object.__setattr__(self, "step_size", self.ball.eps / max(self.steps, 1))
         if self.center is None:
@@ -172,27 +159,20 @@ class TransferFGSM(Iterative):
         for field in ("diversity", "smallest"):
             number = concrete(getattr(self, field))
             if number is not None and not ((number >= 0) & (number <= 1)).all():
-                raise ValueError(f"{name}: given {field}={number.tolist()}; 0 to 1 is taken")
+                raise ValueError(f"{name}: given {field}={number.tolist()}; expected 0 to 1")
 
     def check_fits(self, x: Array) -> None:
         if x.ndim != 4 and (self.diversity is not None or self.kernel is not None):
             raise ValueError(
-                f"TransferFGSM: given images of shape {x.shape}; with diversity or a kernel "
-                "[B, H, W, C] is taken"
+                f"TransferFGSM: given images of shape {x.shape}; expected [B, H, W, C] with "
+                "diversity or a kernel"
             )
-        check_per_example(x, eps=self.ball.eps, step_size=self.step_size)
+        super().check_fits(x)
 
-    def init(self, key: Key, model: Any, x: Array, y: Array) -> _State:
-        del model
-        none = jnp.zeros_like(y)
-        return _State(
-            taken=jnp.zeros((), jnp.int32),
-            keys=example_keys(key, x.shape[0]),
-            x_adv=x,
-            velocity=jnp.zeros_like(x),
-            zero_gradient=none,
-            probabilities=none == 0,
-        )
+    def init(self, key: Key, model: Model, x: Array, y: Array, steps: Array) -> _State:
+        del model, y, steps
+        keys = example_keys(key, x.shape[0])
+        return _State(keys=keys, x_adv=x, velocity=jnp.zeros_like(x), tally=Tally.start(x))
 
     def _seen(self, keys: Key, x: Array) -> Array:
         """``[B, scales, ...]``: the copies of an image that its gradient is taken through."""
@@ -207,7 +187,7 @@ class TransferFGSM(Iterative):
             copies = [x, *copies]
         return jnp.stack(copies, axis=1)
 
-    def step(self, i: Array, state: _State, model: Any, x: Array, y: Array) -> _State:
+    def step(self, i: Array, state: _State, model: Model, x: Array, y: Array) -> _State:
         keys = fold_in_each(state.keys, i)
         step_size = spread(self.step_size, x)
         momentum = jnp.asarray(self.momentum, x.dtype)
@@ -219,13 +199,13 @@ class TransferFGSM(Iterative):
         def objective(at: Array) -> tuple[Array, Judgement]:
             seen = self._seen(keys, at).reshape(-1, *x.shape[1:])
             labels = jnp.repeat(y, self.scales)
-            return judge(self.loss, self.targeted, model, seen, labels, drawn)
+            return ask(self.goal, self.loss, model, seen, labels, drawn)
 
         ahead = step_size * momentum * state.velocity if self.nesterov else 0
         grad, judged = jax.grad(objective, has_aux=True)(state.x_adv + ahead)
         grad = jnp.where(jnp.isfinite(grad), grad, 0)
         features = tuple(range(1, x.ndim))
-        lost = jnp.all(grad == 0, axis=features)
+        lost = vanished(grad)
         if self.kernel is not None:
             grad = smoothed(grad, self.kernel)
         largest = jnp.max(jnp.abs(grad), axis=features, keepdims=True)
@@ -233,38 +213,17 @@ class TransferFGSM(Iterative):
         mean = jnp.mean(jnp.abs(grad), axis=features, keepdims=True)
         velocity = momentum * state.velocity + grad / jnp.where(mean > 0, mean, 1)
         moved = state.x_adv + step_size * self.ball.steepest(velocity, state.x_adv)
-        doubts = judged.probabilities.reshape(-1, self.scales)[:, 0]
-        return _State(
-            taken=i + 1,
-            keys=state.keys,
+        looks = judged.probabilities.reshape(-1, self.scales)[:, 0]
+        tally = state.tally.spend(self.scales, self.scales).lose(self.scales * lost)
+        return replace(
+            state,
             x_adv=self.ball.apply(x, moved - x),
             velocity=velocity,
-            zero_gradient=state.zero_gradient + self.scales * lost,
-            probabilities=state.probabilities & doubts,
+            tally=replace(tally, probabilities=tally.probabilities & looks),
         )
 
-    def finish(self, state: _State, model: Any, x: Array, y: Array, *, record: bool) -> Record:
-        keys: Any = fold_in_each(state.keys, _JUDGE) if is_stochastic(model) else None
-        return outcome(
-            self,
-            model,
-            x,
-            y,
-            state.x_adv,
-            keys,
-            record=record,
-            loss=self.loss,
-            forwards=state.taken * self.scales,
-            last=state.taken,
-            backwards=state.taken * self.scales,
-            zero_gradient=state.zero_gradient,
-        )
-
-    def doubts(self, state: _State) -> Array:
-        return state.probabilities
-
-    def pieces(self) -> TransferFGSM:
-        return replace(self, steps=0, loop=auto_loop)
+    def late(self, state: _State) -> Array:
+        return state.tally.forwards // self.scales  # steps
 
     def scaled(self, factor: ArrayLike) -> TransferFGSM:
         step_size = jnp.multiply(self.step_size, factor)

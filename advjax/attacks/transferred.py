@@ -9,23 +9,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from advjax.attacks._iterate import Attack, LossFn, judge
+from advjax.answers import as_model, example_keys, fold_in_each
 from advjax.attacks.compose import Targeted
+from advjax.attacks.core.judging import ask
+from advjax.attacks.core.wrap import Wrapper
 from advjax.checks import classes_of
 from advjax.losses import cross_entropy
-from advjax.types import (
-    Array,
-    ArrayLike,
-    Key,
-    Record,
-    as_model,
-    example_keys,
-    fold_in_each,
-    is_stochastic,
-    pytree,
-    replace,
-    static,
-)
+from advjax.pytrees import Array, ArrayLike, Key, pytree, replace, static
+from advjax.types import Attack, Goal, Loop, LossFn, Model, Record, auto_loop
 
 _JUDGE = 2**32 - 4  # what a key is folded with to judge on the target; no attack uses it
 
@@ -50,7 +41,7 @@ def quantised(
 
 
 @pytree
-class Transferred(Attack):
+class Transferred(Wrapper):
     """Crafts on a source and judges on the model it is given (Papernot et al. 2016, 1605.07277).
 
     The model is asked once per example, for the judgement, and needs no gradient. Of
@@ -75,10 +66,8 @@ class Transferred(Attack):
     loss: LossFn = static(default=cross_entropy)
 
     def check(self) -> None:
-        if not isinstance(self.attack, Attack):
-            given = type(self.attack).__name__
-            raise TypeError(f"Transferred: given attack={given}; an advjax attack is taken")
-        if any(isinstance(part, Targeted) and part.choose for part in _parts(self.attack)):
+        super().check()
+        if any(isinstance(part, Targeted) and part.choose for part in self.attack.walk()):
             raise ValueError(
                 "Transferred: given an attack that chooses its targets; "
                 "Targeted(Transferred(...), choose=...) is taken"
@@ -87,49 +76,24 @@ class Transferred(Attack):
             raise ValueError(f"Transferred: given levels={self.levels!r}; None or >= 2 is taken")
         object.__setattr__(self, "source", as_model(self.source))
 
-    @property
-    def bounds(self) -> tuple[ArrayLike, ArrayLike]:
-        return self.attack.bounds
-
-    @property
-    def targeted(self) -> bool:
-        return any(
-            isinstance(part, Targeted) or getattr(part, "targeted", False) is True
-            for part in _parts(self.attack)
-        )
-
-    def check_fits(self, x: Array) -> None:
-        self.attack.check_fits(x)
-
-    def solve(self, key: Key, model: Any, x: Array, y: Array, *, record: bool) -> Record:
+    def solve(
+        self, key: Key, model: Model, x: Array, y: Array, *, record: bool, loop: Loop = auto_loop
+    ) -> Record:
         own, target = classes_of(self.source, x), classes_of(model, x)
         if own != target:
             raise ValueError(
                 f"Transferred: the source has {own} classes; {target}, the model's, are taken"
             )
         keys = example_keys(key, x.shape[0])
-        out = self.attack.solve(keys, self.source, x, y, record=record)
+        out = self.attack.solve(keys, self.source, x, y, record=record, loop=loop)
         if self.levels is not None:
             shown = quantised(x, out.x_adv, self.levels, *self.bounds)
-            balls = [part.ball for part in _parts(self.attack) if hasattr(part, "ball")]
+            balls = [part.ball for part in self.attack.walk() if part.ball is not None]
             size = _size(balls[0], shown - x) if record and balls else out.distance
             out = replace(out, x_adv=shown, distance=size)
         if not record:
             return out
-        judge_keys: Any = fold_in_each(keys, _JUDGE) if is_stochastic(model) else None
-        return _judged(self.loss, self.targeted, out, model, y, judge_keys)
-
-    def aimed(self) -> Transferred:
-        return replace(self, attack=self.attack.aimed())
-
-    def scaled(self, factor: ArrayLike) -> Transferred:
-        return replace(self, attack=self.attack.scaled(factor))
-
-
-def _parts(attack: Any) -> list[Any]:
-    """The attack and every attack inside it."""
-    inner = [getattr(attack, "attack", None), *getattr(attack, "attacks", ())]
-    return [attack, *(p for part in inner if isinstance(part, Attack) for p in _parts(part))]
+        return _judged(self.loss, self.goal, out, model, y, fold_in_each(keys, _JUDGE))
 
 
 @jax.jit
@@ -137,13 +101,14 @@ def _size(ball: Any, delta: Array) -> Array:
     return ball.size(delta)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _judged(loss: LossFn, targeted: bool, out: Record, model: Any, y: Array, keys: Any) -> Record:
+@functools.partial(jax.jit, static_argnums=0)
+def _judged(loss: LossFn, goal: Goal, out: Record, model: Model, y: Array, keys: Key) -> Record:
     """The source's record with the target's judgement in the place of its own."""
-    _, judged = judge(loss, targeted, model, out.x_adv, y, keys)
+    _, judged = ask(goal, loss, model, out.x_adv, y, keys)
     return replace(
         out,
         success=judged.success,
+        invalid=judged.invalid,
         loss=judged.loss,
         forwards=out.forwards + 1,
         first_success=jnp.where(judged.success, out.forwards, -1).astype(jnp.int32),

@@ -3,37 +3,27 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from advjax.attacks._checks import check_ball, check_count
-from advjax.attacks._iterate import Attack, LossFn, judge, outcome
+from advjax.answers import as_model, draws_of, example_keys, fold_in_each
+from advjax.arguments import check_ball
+from advjax.attacks.core.crafting import Crafted, Progress, check_counts, checked, craft
+from advjax.attacks.core.judging import ask
 from advjax.balls import L2, Ball, Linf
-from advjax.checks import check_batch, check_images
+from advjax.checks import check_images
+from advjax.goals import Misclassify
 from advjax.losses import cross_entropy
-from advjax.types import (
-    Array,
-    ArrayLike,
-    Key,
-    Record,
-    as_model,
-    example_keys,
-    fold_in_each,
-    is_stochastic,
-    pytree,
-    replace,
-    static,
-)
-
-Progress = Callable[[int, int, float], None]
+from advjax.pytrees import Array, ArrayLike, Key, pytree, replace, static
+from advjax.types import Attack, Goal, LossFn, Model, Record
 
 
 @pytree
-class Universal(Attack):
+class Universal(Crafted):
     """One perturbation for all images (Moosavi-Dezfooli et al. 2017).
 
     As an attack it adds ``delta`` and asks what the model says. Made by ``train_universal`` or
@@ -43,34 +33,31 @@ class Universal(Attack):
       delta: the shape of one image, or broadcast to it; what of it leaves ball or box is cut.
       ball: the perturbations allowed.
       loss: what the record's loss is, ``(logits, y) -> [B]``.
-      targeted: labels are targets; however delta was trained, it is false until ``aimed``.
+      goal: what is wanted; however delta was trained, ``Misclassify`` until ``with_goal``.
     """
 
     delta: ArrayLike
     ball: Ball
     loss: LossFn = static(default=cross_entropy)
-    targeted: bool = static(default=False)
+    goal: Goal = Misclassify()
 
     def check(self) -> None:
         _check_ball("Universal", self.ball)
 
-    @property
-    def bounds(self) -> tuple[ArrayLike, ArrayLike]:
-        return self.ball.bounds
-
     def check_fits(self, x: Array) -> None:
+        super().check_fits(x)
         shape = jnp.shape(self.delta)
         pairs = zip(shape[::-1], x.shape[:0:-1], strict=False)
         if len(shape) >= x.ndim or any(own not in (1, given) for own, given in pairs):
             raise ValueError(
-                f"Universal: given images of shape {x.shape[1:]}; {shape}, delta's, is taken"
+                f"Universal: given images of shape {x.shape[1:]}; expected delta's, {shape}"
             )
 
     def apply(self, x: Array) -> Array:
         """The images ``[B, ...]`` with the perturbation on each, inside ball and box."""
         return self.ball.apply(x, jnp.broadcast_to(jnp.asarray(self.delta), x.shape))
 
-    def fooled(self, key: Key, model: Any, x: ArrayLike, *, batch_size: int = 500) -> np.ndarray:
+    def fooled(self, key: Key, model: Model, x: ArrayLike, *, batch_size: int = 500) -> np.ndarray:
         """``[B]`` bool: the model's answer changes, right or wrong as it was.
 
         The mean is the fooling rate of the papers, which look at no labels.
@@ -88,11 +75,9 @@ class Universal(Attack):
         found = [np.asarray(_changed(self, keys[rows], model, x[rows]))[:n] for rows, n in parts]
         return np.concatenate(found)
 
-    def solve(self, key: Key, model: Any, x: Array, y: Array, *, record: bool) -> Record:
-        return _solve(self, key, model, x, y, record)
-
-    def aimed(self) -> Universal:
-        return replace(self, targeted=True)
+    def put(self, keys: Key, x: Array) -> Array:
+        del keys
+        return self.apply(x)
 
     def scaled(self, factor: ArrayLike) -> Universal:
         return replace(self, ball=self.ball.scaled(factor), delta=jnp.multiply(self.delta, factor))
@@ -101,7 +86,7 @@ class Universal(Attack):
 def _check_ball(name: str, ball: Any) -> None:
     check_ball(name, ball, finite=True)
     if jnp.ndim(ball.eps):
-        raise ValueError(f"{name}: given eps of shape {jnp.shape(ball.eps)}; a scalar is taken")
+        raise ValueError(f"{name}: given eps of shape {jnp.shape(ball.eps)}; expected a scalar")
 
 
 def _in_parts(total: int, size: int) -> Iterator[tuple[np.ndarray, int]]:
@@ -111,38 +96,15 @@ def _in_parts(total: int, size: int) -> Iterator[tuple[np.ndarray, int]]:
         yield (start + np.arange(size)) % total, min(size, total - start)
 
 
-def _answer(model: Any, x: Array, keys: Any) -> Array:
-    logits = model(x, key=keys) if is_stochastic(model) else model(x)
-    mean = logits.reshape((-1,) + logits.shape[-2:]).mean(axis=0)
-    return jnp.argmax(mean, axis=-1).astype(jnp.int32)
+@jax.jit
+def _answer(model: Model, x: Array, keys: Key) -> Array:
+    return jnp.argmax(draws_of(model, x, keys).mean(axis=0), axis=-1).astype(jnp.int32)
 
 
 @jax.jit
-def _answers(model: Any, x: Array, keys: Key) -> Array:
-    return _answer(model, x, keys)
-
-
-@jax.jit
-def _changed(universal: Universal, keys: Key, model: Any, x: Array) -> Array:
+def _changed(universal: Universal, keys: Key, model: Model, x: Array) -> Array:
     clean = _answer(model, x, fold_in_each(keys, 0))
     return clean != _answer(model, universal.apply(x), fold_in_each(keys, 1))
-
-
-@functools.partial(jax.jit, static_argnums=5)
-def _solve(universal: Universal, key: Key, model: Any, x: Array, y: Array, record: bool) -> Record:
-    x_adv = universal.apply(x)
-    return outcome(
-        universal,
-        model,
-        x,
-        y,
-        x_adv,
-        example_keys(key, x.shape[0]) if is_stochastic(model) else None,
-        record=record,
-        loss=universal.loss,
-        forwards=0,
-        backwards=0,
-    )
 
 
 @functools.partial(jax.jit, static_argnums=7)
@@ -151,7 +113,7 @@ def _climb(
     step_size: Any,
     cap: Any,
     key: Key,
-    model: Any,
+    model: Model,
     x: Array,
     y: Array,
     batch_size: int,
@@ -159,28 +121,27 @@ def _climb(
     chosen, draws = jax.random.split(key)
     rows = jax.random.randint(chosen, (batch_size,), 0, x.shape[0])
     x, y = x[rows], y[rows]
-    keys: Any = example_keys(draws, batch_size) if is_stochastic(model) else None
+    keys = example_keys(draws, batch_size)
     capped = lambda logits, y: jnp.minimum(universal.loss(logits, y), cap)
-    loss = universal.loss if universal.targeted else capped
+    loss = universal.loss if universal.goal.targeted else capped
     # The gradient at the image cut to the box, not through the cut: where many pixels lie on a
     # bound, delta would else stay on the wrong side of it, from where no gradient leads back.
     moved = jnp.clip(x + universal.delta, *universal.ball.bounds)
-    total = lambda shift: judge(loss, universal.targeted, model, moved + shift, y, keys)[0]
+    total = lambda shift: ask(universal.goal, loss, model, moved + shift, y, keys)[0]
     value, grad = jax.value_and_grad(total)(jnp.zeros_like(x[0]))
-    grad = jnp.where(jnp.isfinite(grad), grad, 0)[None]
-    ball = universal.ball
-    moved = ball.project(universal.delta + step_size * ball.steepest(grad))[0]
+    grad, ball = jnp.where(jnp.isfinite(grad), grad, 0), universal.ball
+    moved = ball.project(universal.delta + step_size * ball.steepest(grad[None]))[0]
     return replace(universal, delta=moved), value / batch_size
 
 
 def train_universal(
     key: Key,
-    model: Any,
+    model: Model,
     x: ArrayLike,
     y: ArrayLike | None = None,
     *,
     ball: Ball = Linf(10 / 255),  # noqa: B008
-    targeted: bool = False,
+    goal: Goal = Misclassify(),  # noqa: B008
     loss: LossFn = cross_entropy,
     cap: float = np.inf,
     steps: int = 500,
@@ -200,7 +161,7 @@ def train_universal(
       x: ``[N, ...]`` images.
       y: ``[N]`` labels, or the targets (one for all will do); by default the model's answers.
       ball: the perturbations allowed.
-      targeted: lower the loss towards ``y`` instead of raising it.
+      goal: what the training raises the loss of; what it returns wants ``Misclassify``.
       loss: per-example loss ``(logits, y) -> [B]``.
       cap: no image counts for more than this, lest a few fooled ones outweigh the rest; only
         where the loss is raised.
@@ -215,26 +176,23 @@ def train_universal(
       ValueError: on a wrong shape, or images outside the box.
     """
     _check_ball("train_universal", ball)
-    _check_counts("train_universal", steps=steps, batch_size=batch_size)
-    if targeted and y is None:
-        raise ValueError("train_universal: given targeted=True and no y; the targets are taken")
+    check_counts("train_universal", steps=steps, batch_size=batch_size)
+    if goal.targeted and y is None:
+        raise ValueError(f"train_universal: given goal={goal!r} and no y; expected the targets")
     model, x, y, keys = _data(key, model, x, y, ball)
     step_size = ball.eps / 10 if step_size is None else step_size
-    universal = Universal(delta=jnp.zeros_like(x[0]), ball=ball, loss=loss, targeted=targeted)
-    for i in range(steps):
-        fresh = jax.random.fold_in(keys, np.int32(i))
+    universal = Universal(delta=jnp.zeros_like(x[0]), ball=ball, loss=loss, goal=goal)
+
+    def step(i: int, key: Key, universal: Universal) -> tuple[Universal, Array]:
         length = np.float32(step_size * (1 - i / steps))
-        universal, value = _climb(
-            universal, length, np.float32(cap), fresh, model, x, y, batch_size
-        )
-        if progress is not None and ((i + 1) % max(steps // 50, 1) == 0 or i + 1 == steps):
-            progress(i + 1, steps, float(value))
-    return replace(universal, targeted=False)
+        return _climb(universal, length, np.float32(cap), key, model, x, y, batch_size)
+
+    return craft(keys, steps, step, universal, progress).with_goal(Misclassify())
 
 
 def train_universal_deepfool(
     key: Key,
-    model: Any,
+    model: Model,
     x: ArrayLike,
     *,
     ball: Ball = Linf(10 / 255),  # noqa: B008
@@ -271,7 +229,7 @@ def train_universal_deepfool(
     """
     name = "train_universal_deepfool"
     _check_ball(name, ball)
-    _check_counts(name, passes=passes, batch_size=batch_size)
+    check_counts(name, passes=passes, batch_size=batch_size)
     if attack is None:
         from advjax.attacks.deepfool import DeepFool
 
@@ -316,20 +274,12 @@ def _add(universal: Universal, record: Record, moved: Array, unfooled: Array) ->
     return replace(universal, delta=delta)
 
 
-def _check_counts(name: str, **counts: Any) -> None:
-    for field, count in counts.items():
-        check_count(name, field, count)
-
-
-def _data(key: Key, model: Any, x: Any, y: Any, ball: Ball) -> tuple[Any, Array, Array, Key]:
+def _data(key: Key, model: Any, x: Any, y: Any, ball: Ball) -> tuple[Model, Array, Array, Key]:
     """The checked model, images and labels, by default the model's answers, and a fresh key."""
     model, x = as_model(model), check_images(x)
-    lower, upper = ball.bounds
     own, rest = jax.random.split(key)
     if y is None:
         keys, total = example_keys(own, x.shape[0]), x.shape[0]
-        found = [_answers(model, x[rows], keys[rows])[:n] for rows, n in _in_parts(total, 500)]
+        found = [_answer(model, x[rows], keys[rows])[:n] for rows, n in _in_parts(total, 500)]
         y = jnp.concatenate(found)
-    y = jnp.broadcast_to(jnp.asarray(y), x.shape[:1])
-    x, y = check_batch(model, x, y, lower=lower, upper=upper)
-    return model, x, y, rest
+    return *checked(model, x, y, ball), rest

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from advjax.attacks._checks import check_number
+from advjax.arguments import check_number
 from advjax.attacks.bpda import bpda
 from advjax.report.charts import Chart, Line
 from advjax.types import Array, ArrayLike, Key, as_model, pytree, replace
@@ -205,9 +205,10 @@ class WithDetector:
     The further logit is ``max logits + scale (score - threshold)``, the largest of all exactly
     where the detector raises an alarm. (The paper's product, ``(score - threshold + 1) max
     logits``, decides alike where the largest logit is positive; the sum does everywhere.) So
-    whatever reaches one of the model's own classes has bypassed the detector, and any attack with a
-    target tries: ``Targeted(APGD(...), choose=undetected_target)``. Untargeted, being detected
-    would count as success. Of a squeezing detector take the ``adaptive()`` one.
+    whatever reaches one of the model's own classes has bypassed the detector: the goal
+    ``Undetected()`` of any attack, or a target, ``Targeted(APGD(...), choose=undetected_target)``.
+    With the goal ``Misclassify()`` being detected would count as success. Of a squeezing detector
+    take the ``adaptive()`` one.
 
     Attributes:
       model: ``model(x) -> logits [B, K]``.

@@ -25,7 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
-from advjax.attacks._checks import check_ball
+from advjax.arguments import check_ball
 from advjax.balls import Ball, Linf
 from advjax.checks import check_images, check_labels
 from advjax.types import Array, as_model, is_stochastic

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from advjax.attacks._checks import check_number
+from advjax.arguments import check_number
 from advjax.attacks.bpda import bpda
 from advjax.defences._intercept import call_changed
 from advjax.models.layers import ReLU

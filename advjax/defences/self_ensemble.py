@@ -11,7 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from advjax.attacks._checks import check_count, check_number
+from advjax.arguments import check_count, check_number
 from advjax.defences._intercept import Change, call_changed
 from advjax.types import Array, ArrayLike, Key, as_model, example_keys, fold_in_each, pytree, static
 

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from advjax.attacks._checks import check_count, check_number
+from advjax.arguments import check_count, check_number
 from advjax.checks import check_images, classes_of
 from advjax.evaluation.statistics import clopper_pearson
 from advjax.types import (

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from advjax.attacks._checks import check_count, check_number, check_pictures
+from advjax.arguments import check_count, check_number, check_pictures
 from advjax.attacks.bpda import bpda
 from advjax.balls import concrete
 from advjax.types import Array, ArrayLike, Key, as_model, is_stochastic, pytree, replace, static

@@ -9,10 +9,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from advjax.attacks import Attack
 from advjax.evaluation.draws import DRAWS
 from advjax.evaluation.runner import Progress, Runner
 from advjax.evaluation.statistics import Accuracy
+from advjax.types import Attack
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -74,22 +74,19 @@ def robustness_curve(
         if radius > 0:
             made = at(radius)
             run.check_attack(f"eps {radius:g}", made)
-            row &= ~run.attack("curve", made, correct, keep=0, said=f"eps {radius:g}").success
+            found = run.attack("curve", made, correct, keep=0, said=f"eps {radius:g}")
+            row &= ~(found.success | found.invalid)
     accuracy = tuple(Accuracy(int(row.sum()), len(row), level) for row in standing)
     return Curve(eps=tuple(radii), accuracy=accuracy, standing=standing)
 
 
 def _scaled_to(attack: Attack) -> Callable[[float], Attack]:
     """``radius -> attack`` with that eps, by scaling the attack's own."""
-    leaves = jax.tree.leaves_with_path(attack)
-    own = {
-        float(value)
-        for path, leaf in leaves
-        if getattr(path[-1], "name", None) == "eps"
-        for value in np.ravel(leaf)
-    }
-    if len(own) != 1 or not min(own) > 0:
+    balls = [part.ball for part in attack.walk() if part.ball is not None]
+    own = {float(value) for ball in balls for value in np.ravel(ball.eps)}
+    if len(own) != 1 or not 0 < min(own) < np.inf:
         raise ValueError(
-            f"attack: given eps {sorted(own)}; one eps > 0 is taken, or a function eps -> attack"
+            f"attack: given eps {sorted(own)}; expected one finite eps > 0, or a function "
+            "eps -> attack"
         )
     return lambda radius: attack.scaled(radius / min(own))

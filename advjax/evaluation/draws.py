@@ -8,9 +8,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from advjax.answers import as_model, draws_of, example_keys, fold_in_each, is_stochastic
+from advjax.attacks.core.judging import judge
 from advjax.checks import check_batch
 from advjax.evaluation.statistics import clopper_pearson
-from advjax.types import as_model, example_keys, fold_in_each, is_stochastic
+from advjax.goals import Misclassify
+from advjax.losses import margin
+from advjax.types import Array, Goal, Key, Model
 
 DRAWS = 100  # by default
 
@@ -35,21 +39,19 @@ class Shares(NamedTuple):
         return cls(hits / draws, ends[hits, 0], ends[hits, 1])
 
 
-def wrong_draws(model: Any, x: jax.Array, y: jax.Array, keys: jax.Array, draws: int) -> jax.Array:
-    """``[B]`` int32, how many of ``draws`` draws do not say ``y``; traceable, a draw at a time.
+def draws_that_reach(goal: Goal, model: Model, x: Array, y: Array, keys: Key, draws: int) -> Array:
+    """``[B]`` int32, how many of ``draws`` draws reach the goal; traceable, a draw at a time.
 
-    Draw d of example i is that of ``fold_in(keys_i, d)``. Logits that are not finite say nothing.
+    Draw d of example i is that of ``fold_in(keys_i, d)``. Logits that are not finite reach nothing.
     """
 
-    def wrong(d: jax.Array) -> jax.Array:
-        logits = model(x, key=fold_in_each(keys, d))
-        right = jnp.isfinite(logits).all(axis=-1) & (jnp.argmax(logits, axis=-1) == y)
-        return ~right
+    def reached(d: Array) -> Array:
+        return judge(goal, margin, draws_of(model, x, fold_in_each(keys, d)), y).success
 
-    return jnp.sum(jax.lax.map(wrong, jnp.arange(draws)), axis=0, dtype=jnp.int32)
+    return jnp.sum(jax.lax.map(reached, jnp.arange(draws)), axis=0, dtype=jnp.int32)
 
 
-_wrong_draws = jax.jit(wrong_draws, static_argnums=4)
+_draws_that_reach = jax.jit(draws_that_reach, static_argnums=5)
 
 
 def success_over_draws(
@@ -60,7 +62,7 @@ def success_over_draws(
     *,
     draws: int = DRAWS,
     level: float = 0.95,
-    targeted: bool = False,
+    goal: Goal = Misclassify(),  # noqa: B008 - frozen
 ) -> Shares:
     """How often a randomised model misclassifies each image, over fresh draws, with an interval.
 
@@ -74,7 +76,7 @@ def success_over_draws(
       y: ``[B]`` integer labels, or targets.
       draws: how many.
       level: confidence of each image's interval.
-      targeted: success is saying ``y``.
+      goal: what counts as success; ``Target()`` where ``y`` are targets.
 
     Raises:
       TypeError: on wrong types or dtypes.
@@ -89,5 +91,6 @@ def success_over_draws(
     if not isinstance(draws, int) or draws < 1:
         raise ValueError(f"draws: given {draws!r}; an integer >= 1 is taken")
     x_adv, y = check_batch(model, x_adv, y)
-    wrong = np.asarray(_wrong_draws(model, x_adv, y, example_keys(key, len(y)), draws))
-    return Shares.of(draws - wrong if targeted else wrong, draws, level)
+    keys = example_keys(key, len(y))
+    hits = np.asarray(_draws_that_reach(goal, model, x_adv, y, keys, draws))
+    return Shares.of(hits, draws, level)

@@ -19,6 +19,7 @@ from advjax.report.text import ruled
 _ARRAYS = (
     "attacked",
     "success",
+    "invalid",
     "stage",
     "prediction",
     "confidence",
@@ -39,6 +40,9 @@ class AttackResult:
       attacked: ``[N]`` bool; examples that were wrong when clean (and, in a cascade, those that an
         earlier attack fooled) are not attacked. Elsewhere the other arrays hold 0, -1 or NaN.
       success: ``[N]`` bool: a fresh forward pass on the returned image is wrong.
+      invalid: ``[N]`` bool: not fooled, and an image that the attack returned was not finite,
+        outside [0, 1] or outside the attack's own ball, or the model's answer on it was not finite:
+        neither a success nor a robust example.
       stage: ``[N]`` int32, which of the attack's stages fooled it; -1 for none.
       prediction: ``[N]`` int32, the class of the returned image; -1 where logits are not finite.
       confidence: ``[N]`` float32, the softmax of that class.
@@ -49,8 +53,6 @@ class AttackResult:
       first_success: ``[N]`` int32, first iteration that was adversarial; -1 for none.
       zero_gradient: ``[N]`` int32, iterations without a gradient.
       seconds: wall clock of the attack, compilation included.
-      invalid: how many returned images were not finite, outside [0, 1] or outside the attack's own
-        ball; none of them is a success.
       x_adv: ``[M, ...]`` float32 images of the first M examples; the clean image where the example
         was not attacked. ``None`` unless images are kept.
       wrong_draws: ``[N]`` int32, of ``draws`` further draws of a randomised model, which nothing
@@ -61,6 +63,7 @@ class AttackResult:
 
     attacked: np.ndarray
     success: np.ndarray
+    invalid: np.ndarray
     stage: np.ndarray
     prediction: np.ndarray
     confidence: np.ndarray
@@ -71,7 +74,6 @@ class AttackResult:
     first_success: np.ndarray
     zero_gradient: np.ndarray
     seconds: float
-    invalid: int
     x_adv: np.ndarray | None = None
     wrong_draws: np.ndarray | None = None
     draws: int = 1
@@ -109,7 +111,7 @@ class Evaluation:
         return self.prediction == self.y
 
     def standing(self, name: str | None = None) -> np.ndarray:
-        """``[N]`` bool: right when clean and not fooled.
+        """``[N]`` bool: right when clean, not fooled, and no attack on it ended invalid.
 
         Args:
           name: by this attack (in a cascade, by it and those before it); ``None``: by any.
@@ -119,7 +121,7 @@ class Evaluation:
         standing = self.correct.copy()
         for each, result in self.attacks.items():
             if name is None or self.cascade or each == name:
-                standing &= ~result.success
+                standing &= ~(result.success | result.invalid)
             if each == name:
                 break
         return standing
@@ -194,7 +196,7 @@ class Evaluation:
         for name, accuracy in self.robust.items():
             result, cost = self.attacks[name], _costs(self.attacks[name])
             distance = cost["median_distance"]
-            warning = f" ({result.invalid} invalid images)" if result.invalid else ""
+            warning = f" ({cost['invalid']} invalid images)" if cost["invalid"] else ""
             rows.append(
                 (
                     ("after " if self.cascade else "") + name + warning,
@@ -250,7 +252,6 @@ class Evaluation:
                 name: AttackResult(
                     **{k: arrays[f"{i}.{k}"] for k in _ARRAYS},
                     seconds=cost["seconds"],
-                    invalid=cost["invalid"],
                     x_adv=arrays.get(f"{i}.x_adv"),
                     wrong_draws=arrays.get(f"{i}.wrong_draws"),
                     draws=(cost.get("over_draws") or {"draws": 1})["draws"],
@@ -304,6 +305,6 @@ def _costs(result: AttackResult) -> dict[str, Any]:
         "mean_forwards": mean(result.forwards),
         "mean_backwards": mean(result.backwards),
         "without_gradient": int((result.zero_gradient[attacked] > 0).sum()),
-        "invalid": result.invalid,
+        "invalid": int(result.invalid.sum()),
         "seconds": result.seconds,
     }

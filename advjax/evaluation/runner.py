@@ -14,21 +14,16 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from advjax.attacks import Attack, Targeted
+from advjax.answers import as_model, example_keys, fold_in_each, is_stochastic, runs_on_host
 from advjax.balls import Ball
 from advjax.checks import check_images, check_labels, classes_of
 from advjax.data import Dataset, to_float
-from advjax.evaluation.draws import DRAWS, wrong_draws
+from advjax.evaluation.draws import DRAWS, draws_that_reach
 from advjax.evaluation.result import AttackResult
 from advjax.evaluation.tally import Tally
-from advjax.types import (
-    as_model,
-    example_keys,
-    fold_in_each,
-    is_stochastic,
-    replace,
-    runs_on_host,
-)
+from advjax.goals import Misclassify
+from advjax.pytrees import replace
+from advjax.types import Attack
 
 Progress = Callable[[str, int, int], None]
 
@@ -72,7 +67,7 @@ def predict(
 
 # Module-level, so that all evaluations share one cache of compiled programs.
 _predict = jax.jit(predict, static_argnums=3)
-_wrong_draws = jax.jit(wrong_draws, static_argnums=4)
+_draws_that_reach = jax.jit(draws_that_reach, static_argnums=5)
 _fold = jax.jit(fold_in_each)
 
 
@@ -226,7 +221,7 @@ class Runner:
             left = np.flatnonzero(standing & ~found.arrays["success"])
             if not len(left):
                 break
-            own = _per_example(stage, n, self.x.ndim)
+            own = stage.varies(n, self.x.ndim)
             placed = None if own else jax.device_put(stage, self._everywhere)
 
             def launch(
@@ -236,14 +231,16 @@ class Runner:
                 if tag is not None:
                     keys = _fold(keys, np.uint32(tag))
                 if placed is None:
-                    placed = _of(stage, positions, n, self.x.ndim)
+                    placed = stage.take(positions, n, self.x.ndim)
                 record = placed.solve(keys, self.model, x, y, record=True)
                 answer = _predict(self.model, record.x_adv, judge_keys, self.draws)
                 wrong = None
                 if drawn:  # not by the draws that the images of the stages are chosen by
-                    wrong = _wrong_draws(self.model, record.x_adv, y, count_keys, self.draws)
+                    wrong = _draws_that_reach(
+                        Misclassify(), self.model, record.x_adv, y, count_keys, self.draws
+                    )
                 kept = record.x_adv if (positions < keep).any() else None
-                valid = feasible(ball_of(placed), x, record.x_adv)
+                valid = feasible(placed.ball, x, record.x_adv)
                 return answer, valid, wrong, replace(record, x_adv=kept)
 
             # Losses of unequal attacks cannot be compared: an unfooled example keeps the first's.
@@ -268,7 +265,7 @@ class Runner:
                 f"{name}: holds a model that runs on the host, which several devices cannot share; "
                 "devices=jax.local_devices()[:1] is taken"
             )
-        if _aims_at_labels(attack):
+        if attack.goal.targeted:
             raise ValueError(
                 f"{name}: a targeted attack would aim at the true labels; "
                 "Targeted(attack=..., choose=random_target) picks others"
@@ -341,48 +338,5 @@ def _is_key(key: jax.Array) -> bool:
     return jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
 
 
-def _aims_at_labels(attack: Any) -> bool:
-    """Whether the labels it is given are targets."""
-    if isinstance(attack, Targeted):
-        return attack.choose is None
-    inner = (getattr(attack, "attack", None), *getattr(attack, "attacks", ()))
-    return getattr(attack, "targeted", False) is True or any(
-        _aims_at_labels(part) for part in inner if isinstance(part, Attack)
-    )
-
-
-def ball_of(attack: Any) -> Ball | None:
-    """The ball that an attack promises to stay in, if it has one."""
-    found = getattr(attack, "ball", None)
-    inner = getattr(attack, "attack", None)
-    return found if isinstance(found, Ball) else inner and ball_of(inner)
-
-
 def _structure(attack: Attack) -> Any:
     return jax.tree.structure(attack)
-
-
-# Numbers of attacks that may be one per example.
-_PER_EXAMPLE = (
-    *("eps", "step_size", "init_norm", "sigma", "momentum", "min_step_size", "rank"),
-    *("c", "confidence", "weight", "max_shift", "max_rotation"),
-)
-
-
-def _own(path: Any, leaf: Any, n: int, rank: int) -> bool:
-    """Whether a leaf of an attack holds one entry per example."""
-    ranks = dict.fromkeys(_PER_EXAMPLE, 1) | {"mask": rank}
-    name = getattr(path[-1], "name", None) if path else None
-    return name in ranks and np.ndim(leaf) == ranks[name] and np.shape(leaf)[0] == n
-
-
-def _per_example(attack: Attack, n: int, rank: int) -> bool:
-    leaves = jax.tree.leaves_with_path(attack)
-    return any(_own(path, leaf, n, rank) for path, leaf in leaves)
-
-
-def _of(attack: Attack, positions: np.ndarray, n: int, rank: int) -> Attack:
-    """The attack with the numbers of these examples."""
-    pick = lambda path, leaf: leaf[positions] if _own(path, leaf, n, rank) else leaf
-    out: Attack = jax.tree.map_with_path(pick, attack)
-    return out

@@ -22,7 +22,8 @@ class Tally:
     ) -> None:
         n = len(attacked)
         self.arrays: dict[str, np.ndarray] = {"attacked": attacked.copy()}
-        self.arrays["success"] = np.zeros(n, bool)
+        for name in ("success", "invalid"):
+            self.arrays[name] = np.zeros(n, bool)
         for name in ("stage", "prediction", "first_success"):
             self.arrays[name] = np.full(n, -1, np.int32)
         for name in ("confidence", "loss", "distance"):
@@ -33,7 +34,6 @@ class Tally:
             self.arrays["wrong_draws"] = np.zeros(n, np.int32)
         self.draws = draws
         self.x_adv = None if x is None else np.array(x)
-        self.invalid = 0
 
     def add(
         self,
@@ -55,6 +55,7 @@ class Tally:
             record.
         """
         (prediction, confidence), valid, wrong_draws, record = outcome
+        valid = valid & (prediction >= 0)  # -1: the answer is not finite
         fooled = (prediction != y) & valid
         worse = fooled | (record.loss > self.arrays["loss"][at]) if comparable else fooled
         if stage == 0:
@@ -78,13 +79,12 @@ class Tally:
             self.arrays[name][at] += getattr(record, name)
         first = self.arrays["first_success"][at]
         self.arrays["first_success"][at] = np.where(first < 0, record.first_success, first)
-        self.invalid += int((~valid).sum())
+        self.arrays["invalid"][at] = (self.arrays["invalid"][at] | ~valid) & ~fooled
 
     def result(self, seconds: float) -> AttackResult:
         return AttackResult(
             **self.arrays,
             draws=self.draws or 1,
             seconds=seconds,
-            invalid=self.invalid,
             x_adv=self.x_adv,
         )

@@ -16,7 +16,7 @@ from advjax.attacks import Attack
 from advjax.attacks.transferred import quantised
 from advjax.data import to_float
 from advjax.evaluation.draws import DRAWS
-from advjax.evaluation.runner import Progress, Runner, attack_key, ball_of, feasible, predict
+from advjax.evaluation.runner import Progress, Runner, attack_key, feasible, predict
 from advjax.evaluation.statistics import Accuracy
 from advjax.report.heatmap import HeatMap, percent
 from advjax.report.text import aligned
@@ -43,7 +43,8 @@ class TransferMatrix:
       level: confidence of the intervals.
       seconds: wall clock, compilation included.
       about: what was run and on what, strings and numbers; ``invalid`` counts, per source, images
-        that were not finite or outside box or ball, in whose place the clean ones were judged.
+        that were not finite or outside box or ball, in whose place the clean ones were judged, and
+        those on which a target's answer is not finite, which counts as no error.
     """
 
     sources: tuple[str, ...]
@@ -70,7 +71,7 @@ class TransferMatrix:
         right = self.clean[column] == self.y
         if not right.any():
             return None
-        wrong = right & (self.crafted[row, column] != self.y)
+        wrong = right & self._wrong(row, column)
         return Accuracy(int(wrong.sum()), int(right.sum()), self.level)
 
     def errors(self, source: str, target: str) -> Accuracy:
@@ -78,7 +79,7 @@ class TransferMatrix:
 
         It contains what the target gets wrong without an attack; published matrices show it.
         """
-        wrong = self.crafted[self._row(source), self._column(target)] != self.y
+        wrong = self._wrong(self._row(source), self._column(target))
         return Accuracy(int(wrong.sum()), len(wrong), self.level)
 
     def shares(self, show: str = "fooled") -> np.ndarray:
@@ -144,6 +145,11 @@ class TransferMatrix:
             footer=("clean accuracy, %", clean),
             note=f"{_SHOWN[show]}; {len(self.y)} images.",
         )
+
+    def _wrong(self, row: int, column: int) -> np.ndarray:
+        """``[N]`` bool; an answer that is not finite is no error."""
+        crafted = self.crafted[row, column]
+        return (crafted != self.y) & (crafted >= 0)
 
     def _row(self, name: str) -> int:
         return _position("source", self.sources, name)
@@ -230,13 +236,13 @@ def transfer_matrix(
                 x_adv = jax.device_put(np.asarray(to_float(source[positions])), run.sharding)
             else:
                 x_adv = own.solve(keys, run.model, x, y, record=False).x_adv
-            x_adv, valid = _shown(ball_of(own), x, x_adv, levels)
+            x_adv, valid = _shown(None if own is None else own.ball, x, x_adv, levels)
             return [_answer(m, x_adv, judge_keys, draws) for m in targets.values()], valid
 
         invalid[name] = 0
         for positions, (answers, valid) in run._stream(name, np.arange(n), launch):
-            crafted[row][:, positions] = np.stack(answers)
-            invalid[name] += int((~valid).sum())
+            crafted[row][:, positions] = answers = np.stack(answers)
+            invalid[name] += int((~valid | (answers < 0).any(axis=0)).sum())
     return TransferMatrix(
         sources=tuple(crafting),
         targets=tuple(named),

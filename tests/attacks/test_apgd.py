@@ -5,8 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from advjax import L0, L1, L2, Linf, Targeted, cross_entropy, replace
-from advjax.attacks import _iterate
+from advjax import L0, L1, L2, Linf, Target, Targeted, Undetected, cross_entropy, replace
 from advjax.attacks.apgd import APGD
 from advjax.losses import dlr, targeted_dlr
 
@@ -143,9 +142,9 @@ def test_iterates_and_step_sizes_are_the_published_ones(network, key, ball):
     model, x, y, loss_and_grad = network
     with jax.enable_x64():
         model, x = jax.tree.map(lambda v: jnp.asarray(v, jnp.float64), (model, x))
-        attack = APGD(ball=ball, loss=log_loss, until_success=False).pieces()
+        attack = APGD(ball=ball, loss=log_loss, until_success=False)
         step = jax.jit(lambda i, state: attack.step(i, state, model, x, y))
-        state = jax.jit(attack.init)(key, model, x, y)
+        state = jax.jit(attack.init)(key, model, x, y, jnp.int32(100))
         images, sizes = [state.x_adv], []
         for i in range(100):
             state = step(np.int32(i), state)
@@ -170,8 +169,8 @@ def test_iterates_and_step_sizes_are_the_published_ones(network, key, ball):
 
 def test_checkpoints_of_a_hundred_steps(network, key):
     model, x, y, _ = network
-    attack = APGD(ball=Linf(0.1), steps=100)
-    state = _iterate._init(attack.pieces(), key, model, x, y)
+    attack = APGD(ball=Linf(0.1))
+    state = jax.jit(attack.init)(key, model, x, y, jnp.int32(100))
     check = jax.jit(attack._check_rises)
     seen = [int(state.checkpoint)]
     for i in range(100):
@@ -280,14 +279,14 @@ def test_a_shrinking_run_ends_in_the_ball_and_counts_nothing_before(network, key
     assert (ball.size(record.x_adv - x) <= ball.eps + 1e-5).all()
     assert 0 < record.success.sum() < 8, "the eps must fool some only"
     assert (record.first_success[record.success] >= 24).all()
-    pieces = attack.pieces()
-    state = _iterate._init(pieces, key, model, x, y)
+    step = jax.jit(attack.step)
+    state = jax.jit(attack.init)(key, model, x, y, jnp.int32(40))
     for i in range(40):
         limit = 3 if i < 12 else 2 if i < 24 else 1
         size = ball.size(state.x_adv - x)
         assert (size <= limit * ball.eps + 1e-5).all()
         assert (size > (limit - 0.5) * ball.eps).any()
-        state = _iterate._step(pieces, np.int32(i), state, model, x, y)
+        state = step(np.int32(i), state, model, x, y)
 
 
 def test_other_budgets_ranks_and_counts_of_steps_are_no_new_program(tiny, traces, key):
@@ -306,10 +305,11 @@ def test_other_budgets_ranks_and_counts_of_steps_are_no_new_program(tiny, traces
         ({"ball": Linf()}, "finite"),
         ({"ball": Linf(0.1), "steps": -1}, "steps=-1"),
         ({"ball": Linf(0.1), "rank": 0}, "rank=0"),
-        ({"ball": Linf(0.1), "rank": 1, "targeted": True}, "one of the two"),
+        ({"ball": Linf(0.1), "rank": 1, "goal": Target()}, "goal=Target.*one of the two"),
+        ({"ball": Linf(0.1), "rank": 1, "goal": Undetected()}, "with a rank.*goal=Undetected"),
         ({"ball": L2(0.1), "shrink": True}, "an L1 ball"),
         ({"ball": L2(0.1), "rho": 2}, "rho=2"),
-        ({"ball": L2(0.1), "loss": dlr, "targeted": True}, "loss=dlr and targeted=True"),
+        ({"ball": L2(0.1), "loss": dlr, "goal": Target()}, "loss=dlr and goal=Target"),
     ],
 )
 def test_what_it_cannot_take_it_refuses(fields, words):

@@ -6,8 +6,8 @@ import numpy as np
 from linear import affine
 
 from advjax import L2, Targeted, margin, replace
-from advjax.attacks import _iterate
 from advjax.attacks.boundary import Boundary, noisy_start
+from advjax.attacks.core import driver
 
 # With an eps per example, so that all of them are one compilation.
 ATTACK = Boundary(ball=L2(np.full(6, np.inf, np.float32)), queries=3000)
@@ -35,9 +35,9 @@ def test_ends_at_the_closest_image_of_the_other_class(key):
 
 def test_every_example_has_its_own_steps(key):
     model, x, y, _, _ = two_classes(np.random.default_rng(0))
-    state = _iterate._init(ATTACK, key, model, x, y)
+    state = driver._init(ATTACK, key, model, x, y, ATTACK.steps)
     for i in range(300):
-        state = _iterate._step(ATTACK, np.int32(i), state, model, x, y)
+        state = driver._step(ATTACK, np.int32(i), state, model, x, y)
     for steps in (state.spherical_step, state.source_step):
         assert len(set(np.asarray(steps).tolist())) > 1 and (steps != 0.01).all()
 

@@ -196,7 +196,7 @@ def test_bad_numbers_are_refused_in_one_line(make, message):
 
 def test_a_constant_per_image_must_fit_the_batch(problem, key):
     model, x, y = problem
-    with pytest.raises(ValueError, match=r"c: given shape \(2,\); a scalar or \[6\]"):
+    with pytest.raises(ValueError, match=r"c: given shape \(2,\); expected a scalar or \[6\]"):
         CarliniWagner(c=[0.1, 0.2])(key, model, x, y)
     one = replace(QUICK["l2"], c=np.full(6, 0.1, np.float32))(key, model, x, y)
     np.testing.assert_allclose(one, QUICK["l2"](key, model, x, y), atol=1e-5)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from advjax.attacks import _cores
+from advjax.attacks.core import threads
 from advjax.attacks.pgd import PGD
 from advjax.balls import Linf
 from advjax.models import Classifier, create, init
@@ -24,8 +24,8 @@ def batch():
 
 
 def records(monkeypatch, parts, attack, model, batch):
-    monkeypatch.setattr(_cores, "_cores", lambda: parts)
-    monkeypatch.setattr(_cores, "_pool", [])
+    monkeypatch.setattr(threads, "_cores", lambda: parts)
+    monkeypatch.setattr(threads, "_pool", [])
     return attack.run(jax.random.key(5), model, *batch)
 
 
@@ -50,8 +50,8 @@ def test_one_program_serves_all_parts(monkeypatch, model, batch):
         return model(x)
 
     attack = PGD(ball=Linf(eps=0.1), steps=2, best=False)
-    monkeypatch.setattr(_cores, "_cores", lambda: 3)
-    monkeypatch.setattr(_cores, "_pool", [])
+    monkeypatch.setattr(threads, "_cores", lambda: 3)
+    monkeypatch.setattr(threads, "_pool", [])
     attack(jax.random.key(0), counted, *batch)
     before = len(traces)
     attack(jax.random.key(1), counted, *batch)
@@ -62,8 +62,8 @@ def test_numbers_per_example_and_small_batches_stay_whole(monkeypatch, model, ba
     def refuse():
         raise AssertionError("no thread is wanted here")
 
-    monkeypatch.setattr(_cores, "_cores", lambda: 2)
-    monkeypatch.setattr(_cores, "_threads", refuse)
+    monkeypatch.setattr(threads, "_cores", lambda: 2)
+    monkeypatch.setattr(threads, "_threads", refuse)
     x, y = batch
     PGD(ball=Linf(eps=jnp.full(24, 0.1)), steps=2)(jax.random.key(0), model, x, y)
     attack = PGD(ball=Linf(eps=0.1), steps=2)
@@ -71,7 +71,7 @@ def test_numbers_per_example_and_small_batches_stay_whole(monkeypatch, model, ba
 
 
 def test_an_error_in_one_part_reaches_the_caller(monkeypatch, batch):
-    monkeypatch.setattr(_cores, "_cores", lambda: 2)
+    monkeypatch.setattr(threads, "_cores", lambda: 2)
     x, y = batch
 
     def drive(key, x, y):
@@ -80,4 +80,4 @@ def test_an_error_in_one_part_reaches_the_caller(monkeypatch, batch):
         return x
 
     with pytest.raises(RuntimeError, match="the second part"):
-        _cores.in_parts(drive, drive, "test", jax.random.key(0), x, y)
+        threads.in_parts(drive, drive, "test", jax.random.key(0), x, y)

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from advjax import L2, Linf, load, replace
-from advjax.attacks import _iterate
+from advjax import L2, Linf, Target, load, replace
+from advjax.attacks.core import driver
 from advjax.attacks.ddn import DDN
 
 
@@ -49,9 +49,9 @@ def test_is_the_published_algorithm(steps, tiny, key):
 def test_other_counts_of_steps_share_the_compiled_step(tiny, key):
     model, _, x, y = tiny
     DDN(steps=3, levels=None).run(key, model, x, y)
-    before = _iterate._step._cache_size()
+    before = driver._step._cache_size()
     DDN(steps=9, levels=None, gamma=0.1).run(key, model, x, y)
-    assert _iterate._step._cache_size() == before
+    assert driver._step._cache_size() == before
 
 
 def test_levels_mask_target_and_limit_at_once(tiny, key):
@@ -60,7 +60,7 @@ def test_levels_mask_target_and_limit_at_once(tiny, key):
     mask[:2] = 1
     target = (y + 1) % 5
     ball = L2(mask=mask)
-    free = DDN(ball=ball, steps=40, targeted=True, in_box=True).run(key, model, x, target)
+    free = DDN(ball=ball, steps=40, goal=Target(), in_box=True).run(key, model, x, target)
     x_adv = np.asarray(free.x_adv)
     np.testing.assert_array_equal(x_adv[:, 2:], x[:, 2:])
     moved = x_adv[np.asarray(free.success), :2] * 255
@@ -68,7 +68,7 @@ def test_levels_mask_target_and_limit_at_once(tiny, key):
     np.testing.assert_allclose(moved, moved.round(), atol=1e-3)
     np.testing.assert_array_equal(free.success, jnp.argmax(model(x_adv), axis=1) == target)
     eps = float(np.median(free.distance[free.success]))
-    attack = DDN(ball=replace(ball, eps=eps), steps=40, targeted=True, in_box=True)
+    attack = DDN(ball=replace(ball, eps=eps), steps=40, goal=Target(), in_box=True)
     limited = attack.run(key, model, x, target)
     assert (limited.distance <= eps + 1e-6).all()
     near = np.asarray(free.success) & (np.asarray(free.distance) < eps)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from advjax import L1, L2, Linf, Targeted
+from advjax import L1, L2, Linf, Targeted, Undetected
 from advjax.attacks.deepfool import DeepFool
 
 BALLS = {"l2": L2(), "linf": Linf()}
@@ -107,6 +107,8 @@ def test_refusals_say_what_is_taken():
         DeepFool(ball=L2(), classes=1)
     with pytest.raises(ValueError, match="chunk=0"):
         DeepFool(ball=L2(), chunk=0)
+    with pytest.raises(TypeError, match="goal=Undetected.*expected Misclassify.* or Target"):
+        DeepFool(ball=L2(), goal=Undetected())
 
 
 def offset_scores(weights, x):

@@ -7,18 +7,32 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from advjax import L2, Linf, Restarts, WorstOf, device_loop, host_loop, margin, pytree, static
-from advjax.attacks import _cores, _iterate
-from advjax.attacks._iterate import Iterative, auto_loop, judge, outcome
-from advjax.attacks._rows import widen
-from advjax.types import Array, example_keys, fold_in_each, replace
+from advjax import (
+    L2,
+    Linf,
+    Misclassify,
+    Restarts,
+    WorstOf,
+    device_loop,
+    example_keys,
+    host_loop,
+    margin,
+    pytree,
+)
+from advjax.attacks.core import driver, threads
+from advjax.attacks.core.driver import Iterative
+from advjax.attacks.core.judging import Tally, ask, ask_with_gradient
+from advjax.attacks.core.rows import widen
+from advjax.pytrees import Array, driver_only, replace
+from advjax.types import fold_in_each
 
 
 @pytree
 class State:
     x_adv: Array
-    fooled: Array
-    spent: Array
+    length: Array
+    tally: Tally
+    keys: Any = None
 
 
 @pytree
@@ -26,55 +40,28 @@ class Walk(Iterative):
     """Small random-length steps along the gradient's sign, until the model errs."""
 
     ball: Any = Linf(1.0)
-    steps: int = static(default=40)
-    loop: Any = static(default=auto_loop)
-    targeted = False
+    goal: Any = Misclassify()
+    steps: int = driver_only(default=40)
 
-    @property
-    def bounds(self):
-        return self.ball.bounds
-
-    def init(self, key, model, x, y):
+    def init(self, key, model, x, y, steps):
         keys = example_keys(key, x.shape[0])
         length = jax.vmap(lambda k: jax.random.uniform(k, (), minval=0.002, maxval=0.02))(keys)
-        _, judged = judge(margin, False, model, x, y, None)
-        return State(x_adv=x, fooled=judged.success, spent=jnp.ones_like(y)), length
+        _, judged = ask(self.goal, margin, model, x, y, None)
+        tally = Tally.start(x, doubts=False).spend(forwards=1).see(judged, 0)
+        return State(x_adv=x, length=length, tally=tally)
 
     def step(self, i, state, model, x, y):
-        state, length = state
-        f = lambda x_adv: judge(margin, False, model, x_adv, y, None)
-        grad, judged = jax.grad(f, has_aux=True)(state.x_adv)
-        done = state.fooled | judged.success
-        moved = jnp.clip(state.x_adv + widen(length, x) * jnp.sign(grad), 0, 1)
-        return State(
-            x_adv=jnp.where(widen(done, x), state.x_adv, moved),
-            fooled=done,
-            spent=state.spent + ~state.fooled,
-        ), length
-
-    def live(self, state):
-        return ~state[0].fooled
-
-    def finish(self, state, model, x, y, *, record):
-        state = state[0]
-        return outcome(
-            self,
-            model,
-            x,
-            y,
-            state.x_adv,
-            None,
-            record=record,
-            loss=margin,
-            forwards=state.spent,
-            backwards=state.spent - 1,
+        live = self.live(state)
+        judged, grad = ask_with_gradient(self.goal, margin, model, state.x_adv, y, None)
+        moved = jnp.clip(state.x_adv + widen(state.length, x) * jnp.sign(grad), 0, 1)
+        return replace(
+            state,
+            x_adv=jnp.where(widen(live & ~judged.success, x), moved, state.x_adv),
+            tally=state.tally.spend(live, live).see(judged, i, live),
         )
 
-    def aimed(self):
-        raise NotImplementedError
-
-    def scaled(self, factor):
-        return replace(self, ball=self.ball.scaled(factor))
+    def live(self, state):
+        return state.tally.first_success < 0
 
 
 @pytest.fixture
@@ -92,7 +79,7 @@ def test_dropping_the_finished_changes_no_result(batch, key):
     spread = np.unique(np.asarray(found.forwards))
     assert len(spread) > 5 and found.success.mean() > 0.5  # or the test shows nothing
     for loop in (host_loop, device_loop):
-        other = replace(Walk(), loop=loop).run(key, model, x, y)
+        other = Walk().run(key, model, x, y, loop=loop)
         np.testing.assert_allclose(found.x_adv, other.x_adv, atol=1e-6)
         np.testing.assert_array_equal(found.forwards, other.forwards)
     keys = example_keys(key, 37)
@@ -104,10 +91,10 @@ def test_dropping_the_finished_changes_no_result(batch, key):
 
 def test_the_batch_shrinks_and_the_loop_ends_early(batch, key, monkeypatch):
     model, x, y = batch
-    monkeypatch.setattr(_cores, "_cores", lambda: 1)
+    monkeypatch.setattr(threads, "_cores", lambda: 1)
     sizes = []
-    step = _iterate._step
-    monkeypatch.setattr(_iterate, "_step", lambda *a: sizes.append(a[4].shape[0]) or step(*a))
+    step = driver._step
+    monkeypatch.setattr(driver, "_step", lambda *a: sizes.append(a[4].shape[0]) or step(*a))
     easy = np.flatnonzero(np.asarray(Walk().run(key, model, x, y).forwards) < 20)
     sizes.clear()
     keys = example_keys(key, 37)[easy]
@@ -130,3 +117,14 @@ def test_a_cascade_spends_nothing_on_the_fallen(batch, key):
     first = Walk(steps=5).run(fold_in_each(example_keys(key, 37), 0), model, x, y)
     assert first.success.any() and not first.success.all()
     np.testing.assert_array_equal(found.forwards[first.success], first.forwards[first.success])
+
+
+@pytest.mark.parametrize("backend, piece", [("cpu", "_step"), ("gpu", "_steps")])
+def test_another_number_of_steps_is_no_new_program(tiny, key, monkeypatch, backend, piece):
+    model, _, x, y = tiny
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    whole = Walk(steps=3).run(key, model, x, y)
+    init, steps = driver._init._cache_size(), getattr(driver, piece)._cache_size()
+    longer = Walk(steps=50).run(key, model, x, y)
+    assert longer.success.sum() > whole.success.sum()
+    assert init == driver._init._cache_size() and steps == getattr(driver, piece)._cache_size()

@@ -5,7 +5,20 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from advjax import EOT, FGSM, L0, L2, PGD, Linf, Restarts, WorstOf, device_loop, dlr
+from advjax import (
+    EOT,
+    FGSM,
+    L0,
+    L2,
+    PGD,
+    Linf,
+    Restarts,
+    Target,
+    WorstOf,
+    auto_loop,
+    device_loop,
+    dlr,
+)
 
 ATTACK = FGSM(ball=Linf(0.1))
 
@@ -55,7 +68,10 @@ def test_bad_input_is_refused_in_one_line(tiny, changed, error, message):
         (lambda: PGD(ball=Linf(0.1), steps=-1), "given steps=-1; an integer >= 0"),
         (lambda: PGD(ball=Linf(0.1), steps=2.5), "given steps=2.5"),
         (lambda: PGD(ball=Linf(0.1), step_size=-1), "given step_size=-1"),
-        (lambda: PGD(ball=Linf(0.1), loss=dlr).aimed(), "given loss=dlr and targeted=True"),
+        (
+            lambda: PGD(ball=Linf(0.1), loss=dlr).with_goal(Target()),
+            "given loss=dlr and goal=Target",
+        ),
         (lambda: PGD(ball=0.1), "given ball=.*; a ball"),
         (lambda: PGD(ball=L2()), "given L2\\(eps=inf.*; a finite eps"),
         (lambda: Restarts(attack=ATTACK, n=0), "given n=0"),
@@ -78,15 +94,15 @@ def softmax_model(weights, x):
     return jax.nn.softmax(x.reshape(x.shape[0], -1) @ weights)
 
 
-@pytest.mark.parametrize("loop", [None, device_loop])
+@pytest.mark.parametrize("loop", [auto_loop, device_loop])
 def test_probabilities_passed_as_logits_are_noticed(tiny, loop):
     _, weights, x, y = tiny
-    fields = {} if loop is None else {"loop": loop}
-    name = f"model_{loop}"  # another function: the warning comes once per structure of model
+    # Another function: the warning comes once per structure of model.
+    name = f"model_{loop.__name__}"
     function = type(softmax_model)(softmax_model.__code__, softmax_model.__globals__, name)
     model = jax.tree_util.Partial(function, weights)
     with pytest.warns(UserWarning, match="probabilities, not logits: all 8 rows"):
-        FGSM(ball=Linf(0.1), **fields)(jax.random.key(0), model, x, y)
+        FGSM(ball=Linf(0.1))(jax.random.key(0), model, x, y, loop=loop)
 
 
 def test_images_a_few_ulp_outside_the_box_are_taken(tiny):

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from linear import linear
 
-from advjax import L0, L1, L2, Linf, Targeted, example_keys, load
+from advjax import L0, L1, L2, Linf, Target, Targeted, Undetected, example_keys, load
+from advjax.attacks.core.minimal import at_distance
 from advjax.attacks.fab import FAB, onto_plane
 
 BALLS = {"linf": Linf(), "l2": L2(), "l1": L1()}
@@ -191,8 +192,7 @@ def test_until_success_stops_at_the_first_image_within_eps(problem, key):
 def test_a_random_start_lies_at_half_of_eps(problem, key):
     _, _, x, _ = problem
     for ball in (Linf(0.1), L2(0.5), L1(1.0)):
-        attack = FAB(ball=ball, random_start=True)
-        start = jax.jit(attack._start)(example_keys(key, x.shape[0]), x)
+        start = jax.jit(at_distance)(ball, example_keys(key, x.shape[0]), x, ball.eps / 2)
         moved = ball.size(start - x)
         assert (moved <= ball.eps / 2 + 1e-6).all() and (moved > ball.eps / 6).all()
     with pytest.raises(ValueError, match="finite eps"):
@@ -226,4 +226,7 @@ def test_fab_refusals_say_what_is_taken():
     with pytest.raises(ValueError, match="integers >= 1"):
         FAB(ball=L2(), rank=0)
     with pytest.raises(ValueError, match="one of the two"):
-        FAB(ball=L2(), rank=1, targeted=True)
+        FAB(ball=L2(), rank=1, goal=Target())
+    with pytest.raises(TypeError, match="goal=Undetected.*expected Misclassify.* or Target"):
+        FAB(ball=L2(), goal=Undetected())
+    assert FAB(ball=L2(), rank=1).with_goal(Target()).rank is None

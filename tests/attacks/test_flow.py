@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from advjax import L2, load
+from advjax import L2, Target, load
 from advjax.attacks.flow import Flow, roughness, warp
 
 RNG = np.random.default_rng(0)
@@ -70,12 +70,12 @@ def test_it_fools_by_smooth_flows_and_keeps_the_smoothest(digits, key):
     assert record.x_adv.min() >= 0 and record.x_adv.max() <= 1
     assert (record.zero_gradient == 0).all()
     assert (record.forwards == 62).all() and (record.backwards == 60).all()
-    state, nearest = init(attack, key, model, x, y), np.full(32, np.inf)
+    state, nearest = init(attack, key, model, x, y, jnp.int32(100)), np.full(32, np.inf)
     for i in range(30):
         fooled, rough = looked_at(state.flow, model, x, y)
         nearest = np.where(fooled, np.minimum(nearest, rough), nearest)
         state = step(attack, i, state, model, x, y)
-        np.testing.assert_allclose(state.smoothest.distance, nearest, rtol=1e-4)
+        np.testing.assert_allclose(state.closest.distance, nearest, rtol=1e-4)
     assert np.isfinite(nearest).mean() > 0.8
     smoother = Flow(steps=60, tau=0.1).run(key, model, x, y)
     both = smoother.success & record.success
@@ -85,7 +85,7 @@ def test_it_fools_by_smooth_flows_and_keeps_the_smoothest(digits, key):
 def test_targets_are_reached(digits, key):
     model, x, y = digits
     target = (y + 1) % 10
-    record = Flow(steps=80, tau=0.005, targeted=True).run(key, model, x, target)
+    record = Flow(steps=80, tau=0.005, goal=Target()).run(key, model, x, target)
     assert record.success.mean() > 0.5
     np.testing.assert_array_equal(record.success, jnp.argmax(model(record.x_adv), 1) == target)
 
@@ -100,7 +100,7 @@ def test_a_wrong_image_is_returned_at_once_and_as_it_is(digits, key):
 def test_no_pixel_moves_farther_than_the_limit(digits, key):
     model, x, y = digits
     attack = Flow(max_shift=0.3, learning_rate=0.2, tau=0.0)
-    state = init(attack, key, model, x, y)
+    state = init(attack, key, model, x, y, jnp.int32(100))
     for i in range(4):
         state = step(attack, i, state, model, x, y)
     np.testing.assert_allclose(jnp.abs(state.flow).max(), 0.3, rtol=1e-6)

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from advjax import L0, L1, L2, Linf, create, from_torch, load, load_torch
-from advjax.attacks import _iterate
+from advjax import L0, L1, L2, Linf, Target, create, from_torch, load, load_torch
+from advjax.attacks.core import driver
 from advjax.attacks.fmn import FMN, _next_count
 
 
@@ -46,9 +46,9 @@ def test_is_the_published_algorithm(tiny, key):
     assert record.success.all()
     np.testing.assert_allclose(record.distance, expected, rtol=2e-3)
     assert (record.forwards == 31).all() and (record.backwards == 30).all()
-    before = _iterate._step._cache_size()
+    before = driver._step._cache_size()
     FMN(ball=L2(), steps=7, gamma=0.1).run(key, model, x, y)
-    assert _iterate._step._cache_size() == before
+    assert driver._step._cache_size() == before
 
 
 def test_counts_in_l0_change_by_at_least_one():
@@ -64,7 +64,7 @@ def test_masked_targets_in_l1(tiny, key):
     mask = np.zeros(x.shape[1:], np.float32)
     mask[1:] = 1
     target = (y + 1) % 5
-    record = FMN(ball=L1(mask=mask), steps=60, targeted=True).run(key, model, x, target)
+    record = FMN(ball=L1(mask=mask), steps=60, goal=Target()).run(key, model, x, target)
     np.testing.assert_array_equal(record.x_adv[:, :1], x[:, :1])
     np.testing.assert_array_equal(record.success, jnp.argmax(model(record.x_adv), axis=1) == target)
     assert record.success.sum() >= 4
@@ -93,7 +93,7 @@ def test_the_first_jump_maximises_the_linear_margin_in_ball_and_box(ball, tiny, 
     x = x.at[:3].set(jnp.round(x[:3]))  # pixels on the bounds
     y = jnp.argmax(model(x), axis=1)
     attack = FMN(ball=ball, patience=0)
-    state = attack.step(0, attack.init(key, model, x, y), model, x, y)
+    state = attack.step(0, attack.init(key, model, x, y, jnp.int32(attack.steps)), model, x, y)
     moved = np.asarray(state.x_adv - x).reshape(8, -1)
     logits = np.asarray(model(x))
     other = np.argsort(logits, axis=1)[:, -2]
@@ -131,7 +131,7 @@ def test_an_adversarially_trained_network_is_fooled(shared, key):
 @pytest.mark.parametrize(
     ("fields", "error", "says"),
     [
-        ({"ball": 0.3}, TypeError, "Linf, L2, L1 or L0 is taken"),
+        ({"ball": 0.3}, TypeError, "expected Linf, L2, L1 or L0"),
         ({"ball": L2(), "steps": -1}, ValueError, "an integer >= 0"),
         ({"ball": L2(), "patience": -1}, ValueError, "patience=-1"),
         ({"ball": L2(), "gamma": 0}, ValueError, "gamma=0"),

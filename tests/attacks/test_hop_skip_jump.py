@@ -7,7 +7,7 @@ import pytest
 from linear import affine
 
 from advjax import L2, Linf, Targeted, margin, replace
-from advjax.attacks import _iterate
+from advjax.attacks.core import driver
 from advjax.attacks.hop_skip_jump import HopSkipJump
 
 # With an eps per example, so that all of them are two compilations.
@@ -64,8 +64,8 @@ def test_any_box_will_do(two_classes, key):
 def test_rounds_grow_with_their_square_root(two_classes, key):
     model, x, y, _, _ = two_classes
     attack = HopSkipJump(ball=BALLS["l2"], queries=QUERIES)
-    state = _iterate._init(attack, key, model, x, y)
-    step = lambda i, state: _iterate._step(attack, i, state, model, x, y)
+    state = driver._init(attack, key, model, x, y, attack.steps)
+    step = lambda i, state: driver._step(attack, i, state, model, x, y)
     planned, rounds = [], []
     for i in range(attack.steps):
         probed, number = int(state.probed[0]), int(state.rounds[0])
@@ -79,7 +79,7 @@ def test_rounds_grow_with_their_square_root(two_classes, key):
     full = planned[:-1]
     assert rounds[0] == 1 and len(full) > 5
     assert full == [int(100 * np.sqrt(n)) for n in rounds[: len(full)]]
-    assert (state.used <= QUERIES).all()
+    assert (state.tally.forwards <= QUERIES).all()
 
 
 def test_targets_are_reached_from_images_of_theirs(tiny, key):

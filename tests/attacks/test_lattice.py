@@ -10,8 +10,8 @@ from linear import linear
 from PIL import Image
 
 from advjax import L0, L2, PGD, Linf, Restarts, Targeted, WorstOf
+from advjax.attacks.jsma import JSMA
 from advjax.attacks.lattice import Lattice
-from advjax.attacks.saliency import JSMA
 
 RNG = np.random.default_rng(0)
 BYTES = RNG.integers(0, 256, size=(24, 8, 8, 3)).astype(np.uint8)
@@ -117,7 +117,7 @@ def test_mask_holds_and_wrappers_go_around(key):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: Lattice(WorstOf((PGD(ball=Linf(0.1)),))), "an attack with a ball is taken"),
+        (lambda: Lattice(WorstOf((PGD(ball=Linf(0.1)),))), "expected an attack with a ball"),
         (lambda: Lattice(PGD(ball=Linf(0.1)), levels=1), "given levels=1; an integer >= 2"),
         (lambda: Lattice(PGD(ball=Linf(0.1, lower=(0.0, 0.1)))), "one value for all channels"),
     ],

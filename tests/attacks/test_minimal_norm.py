@@ -67,7 +67,7 @@ def test_where_nothing_succeeds_the_image_comes_back(logistic, key):
 @pytest.mark.parametrize(
     ("make", "error", "says"),
     [
-        (lambda: MinimalNorm(Linf(0.3)), TypeError, "an attack is taken"),
+        (lambda: MinimalNorm(Linf(0.3)), TypeError, "expected an advjax attack"),
         (lambda: MinimalNorm(PGD(ball=L2(1)), searches=0), ValueError, "an integer >= 1"),
         (lambda: MinimalNorm(PGD(ball=L2(0))), ValueError, "first guess > 0"),
         (lambda: MinimalNorm(DDN()), ValueError, "a finite first guess"),

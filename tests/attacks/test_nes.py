@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from advjax import L2, Linf, Targeted, cross_entropy, example_keys, margin, replace
+from advjax import L2, Linf, Target, Targeted, cross_entropy, example_keys, margin, replace
+from advjax.attacks.core.oracle import Scores
 from advjax.attacks.nes import NES, Probing
-from advjax.attacks.oracle import Scores
 from advjax.attacks.spsa import SPSA
 
 DRAWS = {"nes": jax.random.normal, "spsa": jax.random.rademacher}
@@ -32,7 +32,8 @@ def curved():
 def test_estimates_tend_to_the_gradient(name, targeted, curved, key):
     """With n pairs in d dimensions the cosine to the gradient is about sqrt(n / (n + d))."""
     model, x, y = curved
-    attack = NES(ball=Linf(0.1), targeted=targeted)
+    attack = NES(ball=Linf(0.1))
+    attack = attack.with_goal(Target()) if targeted else attack
     true = jax.grad(lambda x: jnp.sum(cross_entropy(model(x), y)))(x) * (-1 if targeted else 1)
     keys = example_keys(key, 4)
     for samples in (50, 5000):
@@ -97,7 +98,7 @@ def test_the_step_is_halved_where_the_loss_fell(tiny, key):
     attack = NES(ball=Linf(0.3), step_size=0.3, samples=4, queries=401, momentum=0.0)
     x, y = jnp.full((2, 1, 1, 1), 0.5), jnp.zeros(2, jnp.int32)
     step = jax.jit(lambda i, state: attack.step(i, state, well, x, y))
-    state = jax.jit(lambda key: attack.init(key, well, x, y))(key)
+    state = jax.jit(lambda key: attack.init(key, well, x, y, 60))(key)
     for i in range(60):
         state = step(np.int32(i), state)
     assert (state.step_size < 0.01).all()

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from advjax import L0, Linf, replace
+from advjax import L0, Linf, Target, replace
 from advjax.attacks.one_pixel import OnePixel
 
 X = jnp.full((4, 5, 6, 3), 0.5)
@@ -95,7 +95,7 @@ def test_a_wrong_example_costs_two_looks(key):
 
 
 def test_targeted_goes_to_the_target(key):
-    attack = OnePixel(population=40, chunk=40, steps=60, targeted=True)
+    attack = OnePixel(population=40, chunk=40, steps=60, goal=Target())
     assert attack.run(key, WEAK, X, Y + 1).success.all()
 
 
@@ -104,7 +104,10 @@ def test_targeted_goes_to_the_target(key):
     [
         (lambda: OnePixel(ball=Linf(0.1)), "given ball=Linf"),
         (lambda: OnePixel(population=3), "given population=3; an integer >= 4"),
-        (lambda: OnePixel(population=10, chunk=4), "given chunk=4; a divisor of population=10"),
+        (
+            lambda: OnePixel(population=10, chunk=4),
+            "given chunk=4; expected a divisor of population=10",
+        ),
         (lambda: OnePixel(pixels=0), "given pixels=0"),
     ],
 )

@@ -5,11 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from advjax import L2, Linf, replace
+from advjax import L2, Linf, Misclassify, Target, replace
 from advjax.attacks.boundary import Boundary
+from advjax.attacks.core.oracle import Labels, Scores
 from advjax.attacks.hop_skip_jump import HopSkipJump
 from advjax.attacks.nes import NES
-from advjax.attacks.oracle import Labels, Scores
 from advjax.attacks.simba import SimBA
 from advjax.attacks.spsa import SPSA
 
@@ -69,8 +69,8 @@ def test_labels_are_classes_alone(tiny):
     assert answer.shape == (8,) and answer.dtype == jnp.int32
     np.testing.assert_array_equal(answer, y)
     np.testing.assert_array_equal(Scores(model)(x), model(x))
-    assert not Labels(model).adversarial(x, y, targeted=False).any()
-    assert Labels(model).adversarial(x, y, targeted=True).all()
+    assert not Labels(model).adversarial(x, y, goal=Misclassify()).any()
+    assert Labels(model).adversarial(x, y, goal=Target()).all()
 
 
 def test_draws_of_a_randomised_model_are_a_vote():
@@ -88,8 +88,9 @@ def test_draws_of_a_randomised_model_are_a_vote():
     x, y = jnp.zeros((2, 1)), jnp.array([0, 1])
     keys = jax.random.split(jax.random.key(0), 2)
     # Class 0 in two of five draws; class 1 in three of five.
-    np.testing.assert_array_equal(labels.adversarial(x, y, targeted=False, key=keys), [True, False])
-    np.testing.assert_array_equal(labels.adversarial(x, y, targeted=True, key=keys), [False, True])
+    reached = lambda goal: labels.adversarial(x, y, goal=goal, key=keys)
+    np.testing.assert_array_equal(reached(Misclassify()), [True, False])
+    np.testing.assert_array_equal(reached(Target()), [False, True])
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -144,14 +145,17 @@ def squashed(weights, curve, x):
     ("make", "message"),
     [
         (lambda: NES(ball=Linf()), "NES: given Linf.*; a finite eps is taken"),
-        (lambda: NES(ball=Linf(0.1), samples=7), "NES: given samples=7; an even integer >= 2"),
+        (
+            lambda: NES(ball=Linf(0.1), samples=7),
+            "NES: given samples=7; expected an even integer >= 2",
+        ),
         (lambda: SPSA(ball=Linf(0.1), samples=8, chunk=6), "given chunk=6 for 8 samples"),
         (lambda: SPSA(ball=Linf(0.1), delta=0), "SPSA: given delta=0.0; numbers > 0"),
         (lambda: NES(ball=Linf(0.1), queries=0), "NES: given queries=0; an integer >= 1"),
-        (lambda: SimBA(ball=Linf(0.1), basis="haar"), "given basis='haar'; one of"),
+        (lambda: SimBA(ball=Linf(0.1), basis="haar"), "given basis='haar'; expected one of"),
         (lambda: SimBA(ball=L2()), "SimBA: given L2.*; a finite eps"),
         (lambda: Boundary(ball=Linf()), r"Boundary: given ball=Linf.*; L2\(eps\) is taken"),
-        (lambda: Boundary(windows=(3,)), r"Boundary: given windows=\(3,\); two integers"),
+        (lambda: Boundary(windows=(3,)), r"Boundary: given windows=\(3,\); expected two integers"),
         (lambda: HopSkipJump(ball=0.3), "HopSkipJump: given ball=.*; L2 or Linf is taken"),
         (lambda: HopSkipJump(probes=0), "HopSkipJump: given probes=0; an integer >= 1"),
     ],
@@ -164,7 +168,9 @@ def test_fields_that_make_no_sense_are_refused(make, message):
 
 def test_images_that_do_not_fit_are_refused(tiny, key):
     model, _, x, y = tiny
-    with pytest.raises(ValueError, match=r"start: given shape \(4, 3, 2\); \(8, 4, 3, 2\)"):
+    with pytest.raises(
+        ValueError, match=r"start: given shape \(4, 3, 2\); expected \(8, 4, 3, 2\)"
+    ):
         HopSkipJump(queries=10, start=x[0])(key, model, x, y)
-    with pytest.raises(ValueError, match=r"basis='dct' takes \[B, H, W, C\]"):
+    with pytest.raises(ValueError, match=r"expected \[B, H, W, C\] for basis='dct'"):
         SimBA(ball=L2(1.0), basis="dct")(key, model, x.reshape(8, 4, 6), y)

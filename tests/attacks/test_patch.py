@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from advjax import L2, evaluate, example_keys, load, replace
+from advjax import L2, Target, evaluate, example_keys, load, replace
 from advjax.attacks.patch import Patch, train_patch
 
 RNG = np.random.default_rng(0)
@@ -84,7 +84,7 @@ def test_training_reaches_the_target_where_controls_do_not(digits, key):
         model,
         x[y != target],
         target,
-        targeted=True,
+        goal=Target(),
         scale=(0.4, 0.5),
         rotation=10,
         place=(0.5, 0.5),
@@ -98,7 +98,8 @@ def test_training_reaches_the_target_where_controls_do_not(digits, key):
     assert patch.pixels.min() >= 0 and patch.pixels.max() <= 1
     held_out = xt[yt != target]
     goals = np.full(len(held_out), target)
-    rate = lambda patch: patch.aimed().hits(key, model, held_out, goals, draws=4).mean() / 4
+    aimed = lambda patch: patch.with_goal(Target())
+    rate = lambda patch: aimed(patch).hits(key, model, held_out, goals, draws=4).mean() / 4
     grey = rate(replace(patch, pixels=jnp.full((4, 4, 1), 0.5)))
     noise = rate(replace(patch, pixels=jax.random.uniform(key, (4, 4, 1))))
     assert rate(patch) > 0.5 > 3 * max(grey, noise)
@@ -133,13 +134,13 @@ def test_hits_count_the_draws_that_succeed(tiny, key):
     ],
 )
 def test_what_it_does_not_take_is_refused(fields):
-    with pytest.raises(ValueError, match="Patch: given .* taken"):
+    with pytest.raises(ValueError, match="Patch: given .*(taken|expected)"):
         Patch(**({"pixels": WHITE} | fields))
 
 
 def test_what_does_not_fit_is_refused(tiny, key):
     model, _, x, y = tiny
-    with pytest.raises(ValueError, match="images of 2 channels; 3"):
+    with pytest.raises(ValueError, match="images of 2 channels; expected the patch's 3"):
         Patch(pixels=np.ones((2, 2, 3)))(key, model, x, y)
     with pytest.raises(ValueError, match="steps=0"):
         train_patch(key, model, x, y, steps=0)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from advjax import L0, L1, L2, Linf, Targeted, cross_entropy, margin, replace
+from advjax import L0, L1, L2, Linf, Targeted, Undetected, cross_entropy, margin, replace
 from advjax.attacks.penalised import Penalised
 from advjax.data import load
 
@@ -136,12 +136,16 @@ def test_the_penalty_is_the_balls_norm_unless_told():
     assert [Penalised(ball=ball).penalty for ball in (Linf(), L2(), L1())] == ["linf", "l2", "l1"]
     assert Penalised(ball=L0(), penalty="l1").penalty == "l1"
     for fields, message in (
-        ({"ball": L0()}, "penalty=None and L0; a penalty 'l1', 'l2' or 'linf'"),
+        ({"ball": L0()}, "penalty=None and L0; expected a penalty 'l1', 'l2' or 'linf'"),
         ({"penalty": "L2"}, "given penalty='L2'"),
         ({"weight": 0}, "given weight=0"),
         ({"step_size": -1}, "given step_size=-1"),
         ({"steps": -1}, "given steps=-1"),
         ({"ball": "l2"}, "given ball='l2'; a ball"),
+        (
+            {"goal": Undetected()},
+            r"given goal=Undetected\(\); expected Misclassify\(\) or Target\(\)",
+        ),
     ):
         with pytest.raises((TypeError, ValueError), match=message):
             Penalised(**fields)

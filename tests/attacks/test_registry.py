@@ -9,7 +9,7 @@ import pytest
 
 import advjax
 from advjax.attacks import Attack, registry
-from advjax.attacks.oracle import Labels, Scores
+from advjax.attacks.core.oracle import Labels, Scores
 
 ROOT = Path(__file__).resolve().parents[2]
 

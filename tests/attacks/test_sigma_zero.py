@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from advjax import L0, L2, replace
-from advjax.attacks import _iterate
+from advjax import L0, L2, Target, replace
+from advjax.attacks.core import driver
 from advjax.attacks.sigma_zero import SigmaZero
 
 
@@ -46,9 +46,9 @@ def test_is_the_published_algorithm(tiny, key):
     assert record.success.all() and expected.max() > 1
     np.testing.assert_array_equal(record.distance, expected)
     assert (record.forwards == 61).all() and (record.backwards == 60).all()
-    before = _iterate._step._cache_size()
+    before = driver._step._cache_size()
     SigmaZero(steps=7, sigma=1e-2).run(key, model, x, y)
-    assert _iterate._step._cache_size() == before
+    assert driver._step._cache_size() == before
     # With a limit, success means at most so many features.
     limited = SigmaZero(ball=L0(1), steps=60).run(key, model, x, y)
     assert (limited.distance <= 1).all()
@@ -60,7 +60,7 @@ def test_masked_targets(tiny, key):
     mask = np.zeros(x.shape[1:], np.float32)
     mask[1:] = 1
     target = (y + 2) % 5
-    attack = SigmaZero(ball=replace(L0(), mask=mask), steps=60).aimed()
+    attack = SigmaZero(ball=replace(L0(), mask=mask), steps=60).with_goal(Target())
     record = attack.run(key, model, x, target)
     np.testing.assert_array_equal(record.x_adv[:, :1], x[:, :1])
     reached = jnp.argmax(model(record.x_adv), axis=1) == target

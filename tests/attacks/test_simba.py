@@ -7,7 +7,7 @@ import pytest
 from linear import linear
 
 from advjax import L2, Linf, Targeted, example_keys, margin, replace
-from advjax.attacks import _iterate
+from advjax.attacks.core import driver
 from advjax.attacks.simba import SimBA
 
 
@@ -81,12 +81,12 @@ def test_a_sign_that_the_box_undoes_costs_nothing(tiny, key):
     x = jnp.zeros_like(x)
     attack = SimBA(ball=L2(1e3), queries=100, step_size=1e-2)
     y = jnp.zeros_like(y)
-    state = _iterate._init(attack, key, model, x, y)
-    state = replace(state, fooled=state.fooled & False)
+    state = driver._init(attack, key, model, x, y, attack.steps)
+    state = replace(state, tally=replace(state.tally, first_success=-jnp.ones_like(y)))
     for i in range(24):
-        state = _iterate._step(attack, np.int32(i), state, model, x, y)
+        state = driver._step(attack, np.int32(i), state, model, x, y)
     turns = np.asarray(state.turn)
-    np.testing.assert_array_equal(turns, np.asarray(state.used) - 1)
+    np.testing.assert_array_equal(turns, np.asarray(state.tally.forwards) - 1)
 
 
 def test_finds_what_the_ball_holds_and_only_that(key):

@@ -73,7 +73,7 @@ def test_the_linf_start_is_stripes_and_windows_reach_every_place_with_both_signs
     x = jnp.full((400, 5, 7, 2), 0.5)
     attack = Square(ball=Linf(0.25))
     keys = example_keys(key, 400)
-    start = jax.jit(attack.init, static_argnums=1)(keys, constant, x, jnp.zeros(400, int)).best
+    start = jax.jit(attack.init, static_argnums=1)(keys, constant, x, jnp.zeros(400, int), 0).x_adv
     assert (jnp.abs(start - x) == 0.25).all()
     assert (start == start[:, :1]).all()  # constant down every column
     assert len(np.unique(np.asarray(start[:, 0]).reshape(400, -1), axis=0)) > 390

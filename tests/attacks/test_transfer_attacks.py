@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from advjax import MIM, Linf
+from advjax import MIM, Linf, Target
 from advjax.attacks.transfer import (
     DIFGSM,
     NIFGSM,
@@ -154,7 +154,7 @@ def test_targeted_lowers_the_loss_of_the_target(bent, key):
     model, x, y = bent
     target = (y + 1) % 5
     for attack in (NIFGSM(ball=BALL), TIFGSM(ball=BALL), DIFGSM(ball=BALL)):
-        record = attack.aimed().run(key, model, x, target)
+        record = attack.with_goal(Target()).run(key, model, x, target)
         assert (-record.loss < cross_entropy(model(x), target)).all()
 
 
@@ -163,8 +163,8 @@ def test_targeted_lowers_the_loss_of_the_target(bent, key):
     [
         (lambda: NIFGSM(ball=Linf()), "given Linf.*a finite eps is taken"),
         (lambda: SIFGSM(ball=BALL, scales=0), "given scales=0; an integer >= 1"),
-        (lambda: TIFGSM(ball=BALL, kernel=4), "given kernel=4; an odd integer"),
-        (lambda: DIFGSM(ball=BALL, diversity=1.5), "given diversity=1.5; 0 to 1 is taken"),
+        (lambda: TIFGSM(ball=BALL, kernel=4), "given kernel=4; expected an odd integer"),
+        (lambda: DIFGSM(ball=BALL, diversity=1.5), "given diversity=1.5; expected 0 to 1"),
     ],
 )
 def test_wrong_settings_are_refused(make, message):

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from advjax import L2, Linf, evaluate, load, replace
+from advjax import L2, Linf, Misclassify, Target, evaluate, load, replace
 from advjax.attacks.deepfool import DeepFool
 from advjax.attacks.universal import Universal, train_universal, train_universal_deepfool
 
@@ -108,11 +108,11 @@ def test_digits_it_never_saw_are_fooled_far_beyond_noise(digits, key):
 def test_a_target_is_reached(digits, key):
     model, x, xt, _ = digits
     fields = {"ball": Linf(0.3), "steps": 60}
-    aimed = train_universal(key, model, x[:300], 3, targeted=True, **fields)
+    aimed = train_universal(key, model, x[:300], 3, goal=Target(), **fields)
     free = train_universal(key, model, x[:300], **fields)
     share = lambda universal: float(jnp.mean(jnp.argmax(model(universal.apply(xt)), 1) == 3))
     assert share(aimed) > 0.5 and share(aimed) > share(free)
-    assert not aimed.targeted and aimed.aimed().targeted
+    assert isinstance(aimed.goal, Misclassify) and aimed.with_goal(Target()).goal.targeted
 
 
 def test_the_mask_holds_and_the_scale_reaches_the_perturbation(one_sided, key):
@@ -131,11 +131,11 @@ def test_what_is_not_taken_is_refused(one_sided, key):
     model, _, x = one_sided
     with pytest.raises(ValueError, match="a finite eps is taken"):
         train_universal(key, model, x, ball=Linf())
-    with pytest.raises(ValueError, match="a scalar is taken"):
+    with pytest.raises(ValueError, match="expected a scalar"):
         Universal(delta=0.1, ball=Linf([0.1, 0.2]))
     with pytest.raises(ValueError, match="passes=0"):
         train_universal_deepfool(key, model, x, passes=0)
     with pytest.raises(ValueError, match="no y"):
-        train_universal(key, model, x, targeted=True)
+        train_universal(key, model, x, goal=Target())
     with pytest.raises(ValueError, match="delta's"):
         Universal(delta=np.zeros((4, 3, 1)), ball=Linf(0.1)).fooled(key, model, x)

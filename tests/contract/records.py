@@ -54,10 +54,12 @@ def models():
     yield "convolutional", Classifier(network, variables), images
 
 
-def records():
+def records(only):
     for kind, model, x in models():
         y = jnp.argmax(model(x), axis=1).astype(jnp.int32)
         for name, make in ATTACKS.items():
+            if not any(word in name for word in only):
+                continue
             if name == "patch" and kind == "convolutional":  # its pixels have two channels
                 continue
             record = make().run(jax.random.key(7), model, x, y)
@@ -103,14 +105,22 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("out", type=Path)
     parser.add_argument("--against", type=Path)
+    parser.add_argument(
+        "--only", nargs="+", default=[""], help="rows with one of these in the name"
+    )
     options = parser.parse_args()
-    found = dict(records()) | dict(trainings())
+    found = dict(records(options.only))
+    if "" in options.only or "training" in options.only:
+        found |= dict(trainings())
     np.savez_compressed(options.out, **found)
     print(f"{len(found)} arrays in {options.out}")
     if options.against is None:
         return 0
     with np.load(options.against) as stored:
-        told = list(differences(found, dict(stored.items())))
+        before = dict(stored.items())
+    if "" not in options.only:
+        before = {name: before[name] for name in found.keys() & before.keys()}
+    told = list(differences(found, before))
     print("\n".join(told) or f"every array is bit-identical to {options.against}")
     return int(bool(told))
 

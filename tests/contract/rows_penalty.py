@@ -2,8 +2,7 @@
 
 from collections.abc import Callable
 
-from advjax import L0, L1, L2, Linf
-from advjax.attacks._iterate import Attack
+from advjax import L0, L1, L2, Attack, Linf
 from advjax.attacks.carlini_wagner import CarliniWagner
 from advjax.attacks.carlini_wagner_l0 import CarliniWagnerL0
 from advjax.attacks.carlini_wagner_linf import CarliniWagnerLinf

@@ -2,10 +2,9 @@
 
 from collections.abc import Callable
 
-from advjax import L0
-from advjax.attacks._iterate import Attack
+from advjax import L0, Attack
+from advjax.attacks.jsma import JSMA
 from advjax.attacks.one_pixel import OnePixel
-from advjax.attacks.saliency import JSMA
 
 ROWS: dict[str, Callable[[], Attack]] = {
     "jsma": lambda: JSMA(ball=L0(6), theta=0.5),

@@ -4,8 +4,7 @@ from collections.abc import Callable
 
 import jax.numpy as jnp
 
-from advjax import L2, PGD, Linf
-from advjax.attacks._iterate import Attack
+from advjax import L2, PGD, Attack, Linf
 from advjax.attacks.lattice import Lattice
 from advjax.attacks.transfer import SIFGSM, TIFGSM
 from advjax.attacks.transferred import Transferred

@@ -1,6 +1,7 @@
 """What every attack keeps to; a new attack is one more row."""
 
 import collections
+import dataclasses
 from importlib import import_module
 from pathlib import Path
 
@@ -22,9 +23,11 @@ from advjax import (
     PGD,
     Linf,
     Restarts,
+    Target,
     Targeted,
     WorstOf,
     device_loop,
+    evaluate,
     example_keys,
     host_loop,
     least_likely_target,
@@ -33,7 +36,9 @@ from advjax import (
     random_target,
     replace,
 )
-from advjax.attacks import _iterate
+from advjax.attacks.core import driver
+from advjax.evaluation import attack_key
+from advjax.pytrees import Settings
 
 BALLS = {"linf": Linf(0.2), "l2": L2(0.6), "l1": L1(2.0), "l0": L0(3)}
 
@@ -118,16 +123,14 @@ TABLE = pytest.mark.parametrize("name", rows())
 
 
 def ball_of(attack):
-    while not hasattr(attack, "ball"):
-        attack = attack.attacks[0] if hasattr(attack, "attacks") else attack.attack
-    return attack.ball
+    return next(part.ball for part in attack.walk() if part.ball is not None)
 
 
 def on_ball(attack, **fields):
     """The attack with these fields of its ball replaced, however deep it is wrapped."""
-    if hasattr(attack, "attacks"):
-        return replace(attack, attacks=tuple(on_ball(part, **fields) for part in attack.attacks))
-    if hasattr(attack, "attack"):
+    if isinstance(attack, WorstOf):
+        return replace(attack, attacks=tuple(on_ball(part, **fields) for part in attack.parts()))
+    if attack.parts():
         return replace(attack, attack=on_ball(attack.attack, **fields))
     return replace(attack, ball=replace(attack.ball, **fields))
 
@@ -178,9 +181,9 @@ def test_call_run_jit_and_every_loop_agree(name, tiny, key):
     jitted = jax.jit(lambda attack, key, model, x, y: attack.run(key, model, x, y))
     np.testing.assert_allclose(x_adv, jitted(attack, key, model, x, y).x_adv, atol=1e-6)
     if isinstance(attack, PGD):
-        looped = replace(attack, loop=host_loop)(key, model, x, y)
+        looped = attack(key, model, x, y, loop=host_loop)
         np.testing.assert_array_equal(x_adv, looped)
-        looped = replace(attack, loop=device_loop).run(key, model, x, y)
+        looped = attack.run(key, model, x, y, loop=device_loop)
         np.testing.assert_allclose(x_adv, looped.x_adv, atol=1e-6)
 
 
@@ -313,8 +316,8 @@ def test_aimed_at_a_class_it_goes_there(name, tiny, key):
 
 @pytest.mark.parametrize("name", rows(UNAIMED))
 def test_what_cannot_be_aimed_is_refused(name):
-    with pytest.raises(ValueError, match="targeted=True"):
-        ATTACKS[name]().aimed()
+    with pytest.raises(ValueError, match="goal=Target"):
+        ATTACKS[name]().with_goal(Target())
 
 
 # The model sees more than is counted where parts of equal size are padded, and less where a source
@@ -359,6 +362,43 @@ def test_stages_are_the_attack_in_parts(name, tiny, key):
         drawn = keys if tag is None else jax.vmap(jax.random.fold_in, (0, None))(keys, tag)
         success |= np.asarray(part.run(drawn, model, x, y).success)
     np.testing.assert_array_equal(success, attack.run(key, model, x, y).success)
+
+
+def varied(settings, n):
+    """With n different numbers, one per example, wherever the contract says that may be."""
+
+    def new(field, value):
+        if isinstance(value, Settings):
+            return varied(value, n)
+        if isinstance(value, tuple) and any(isinstance(v, Settings) for v in value):
+            return tuple(varied(v, n) for v in value)
+        if field.metadata.get("per_example") != "number" or not np.isfinite(value).all():
+            return value
+        if field.name == "rank":
+            return 1 + np.arange(n) % 3
+        sign = np.where(np.arange(n) % 2, -1, 1) if field.name == "theta" else 1
+        return value * sign * np.linspace(0.8, 1.2, n)
+
+    fields = [field for field in dataclasses.fields(settings)]
+    given = {field: getattr(settings, field.name) for field in fields}
+    return replace(settings, **{f.name: new(f, v) for f, v in given.items() if v is not None})
+
+
+@TABLE
+def test_numbers_per_example_follow_their_examples(name, tiny, key):
+    """An evaluation drops the image that is wrong already: the others keep their own numbers."""
+    model, _, x, y = tiny
+    attack, y = varied(ATTACKS[name](), 8), y.at[0].set((y[0] + 1) % 5)
+    found = evaluate(
+        model, (x, y), {"a": attack}, key=key, batch_size=8, devices=jax.devices()[:1]
+    ).attacks["a"]
+    direct = attack.run(example_keys(attack_key(key, "a"), 8), model, x, y)
+    assert found.attacked.tolist() == [False] + 7 * [True]
+    np.testing.assert_array_equal(found.success[1:], direct.success[1:])
+    same = found.attacked & (direct.success if len(attack.stages()) > 1 else True)
+    np.testing.assert_allclose(
+        found.distance[same], direct.distance[same], atol=10 * rounding(name)
+    )
 
 
 @pytest.mark.parametrize("name", ["linf", "l2", "l1", "l0"])
@@ -459,10 +499,10 @@ def test_eot_refuses_a_model_without_randomness(tiny, key):
 def test_a_compiled_step_is_shared_by_every_number_and_count_of_steps(tiny, key):
     model, _, x, y = tiny
     PGD(ball=Linf(0.11), steps=3)(key, model, x, y)
-    before = _iterate._step._cache_size()
+    before = driver._step._cache_size()
     PGD(ball=Linf(np.float32(0.3)), step_size=1, steps=7)(key, model, x, y)
     PGD(ball=Linf(0), step_size=np.float64(0.5), steps=3)(jax.random.key(9), model, x, y)
-    assert _iterate._step._cache_size() == before
+    assert driver._step._cache_size() == before
 
 
 def rounding(name):

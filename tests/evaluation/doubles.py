@@ -6,6 +6,7 @@ import numpy as np
 
 from advjax.attacks import Attack
 from advjax.balls import Linf
+from advjax.goals import Misclassify
 from advjax.types import Record, example_keys, pytree, static
 
 BATCHES: list[int] = []  # the batch size of every run of ``Brighten``
@@ -29,13 +30,15 @@ class Brighten(Attack):
     ball: Linf
     noise: float = 0.0
     claim: bool = static(default=True)
-    parts: tuple = static(default=())
+    each: tuple = static(default=())
+
+    goal = Misclassify()
 
     @property
     def bounds(self):
         return self.ball.lower, self.ball.upper
 
-    def solve(self, key, model, x, y, *, record):
+    def solve(self, key, model, x, y, *, record, loop=None):
         BATCHES.append(x.shape[0])
         keys = example_keys(key, x.shape[0])
         draw = jax.vmap(jax.random.uniform)(keys)
@@ -45,6 +48,7 @@ class Brighten(Attack):
         return Record(
             x_adv=x_adv,
             success=one > (0 if self.claim else 1),
+            invalid=one > 1,
             loss=draw,
             distance=eps,
             forwards=2 * one,
@@ -53,18 +57,16 @@ class Brighten(Attack):
             zero_gradient=0 * one,
         )
 
-    def aimed(self):
+    def with_goal(self, goal):
         raise NotImplementedError
 
     def scaled(self, factor):
         return Brighten(ball=self.ball.scaled(factor), noise=self.noise)
 
     def stages(self):
-        if not self.parts:
+        if not self.each:
             return ((None, self),)
-        return tuple(
-            (i, Brighten(ball=Linf(e), noise=self.noise)) for i, e in enumerate(self.parts)
-        )
+        return tuple((i, Brighten(ball=Linf(e), noise=self.noise)) for i, e in enumerate(self.each))
 
 
 @pytree

@@ -7,7 +7,19 @@ import pytest
 from doubles import BATCHES, Brighten, Coin, brightness, greys
 from linear import linear
 
-from advjax import BIM, FGSM, PGD, Linf, Restarts, Targeted, WorstOf, least_likely_target
+from advjax import (
+    BIM,
+    FGSM,
+    PGD,
+    Linf,
+    Restarts,
+    Targeted,
+    Transferred,
+    WorstOf,
+    example_keys,
+    least_likely_target,
+    pytree,
+)
 from advjax.data import Dataset
 from advjax.evaluation import Evaluation, attack_accuracy, attack_key, evaluate
 
@@ -46,7 +58,7 @@ def test_counts_by_hand(key):
     # 0.4 and 0.45 cross one half; 0.9 + 0.15 leaves [0, 1], which is no success.
     assert out.attacks["b"].success.tolist() == [False] * 3 + [True] * 2 + [False] * 3
     assert (out.robust["b"].correct, out.worst.correct) == (5, 5)
-    assert out.attacks["b"].invalid == 1
+    assert out.attacks["b"].invalid.sum() == 1
     assert out.attacks["b"].forwards.tolist() == [2] * 7 + [0]
     assert out.attacks["b"].prediction.tolist() == [0, 0, 0, 1, 1, 1, 1, -1]
 
@@ -73,12 +85,12 @@ def test_success_is_judged_afresh_whatever_the_attack_claims(key):
 def test_an_image_with_nan_is_no_success(key):
     attacks = {"nan": Brighten(ball=Linf(0.1), noise=jnp.nan)}
     out = run(brightness, (X, Y), attacks, key=key)
-    assert not out.attacks["nan"].success.any() and out.attacks["nan"].invalid == 7
+    assert not out.attacks["nan"].success.any() and out.attacks["nan"].invalid.sum() == 7
     assert "7 invalid images" in out.table()
 
 
 def test_a_stage_never_sees_what_an_earlier_one_fooled(key):
-    attack = Brighten(ball=Linf(0.0), parts=(0.07, 0.12, 0.25))
+    attack = Brighten(ball=Linf(0.0), each=(0.07, 0.12, 0.25))
     out = run(brightness, (X, Y), {"b": attack}, key=key)
     assert out.attacks["b"].stage.tolist() == [-1, -1, 2, 1, 0, -1, -1, -1]
     assert out.attacks["b"].forwards.tolist() == [6, 6, 6, 4, 2, 6, 6, 0]
@@ -87,7 +99,7 @@ def test_a_stage_never_sees_what_an_earlier_one_fooled(key):
 
 def test_nobody_left_ends_an_attack(key):
     x, y = greys(0.4, 0.45), np.array([0, 0])
-    attack = Brighten(ball=Linf(0.0), parts=(0.2, 0.2, 0.2))
+    attack = Brighten(ball=Linf(0.0), each=(0.2, 0.2, 0.2))
     out = run(brightness, (x, y), {"b": attack, "again": attack}, key=key, cascade=True)
     assert len(BATCHES) == 1 and out.worst.correct == 0
     assert out.attacks["again"].attacked.sum() == 0 and out.robust["again"].correct == 0
@@ -198,7 +210,7 @@ def test_any_number_of_survivors_costs_at_most_three_traces(key):
         traces.append(x.shape)
         return brightness(x)
 
-    attack = Brighten(ball=Linf(0.0), parts=(0.02, 0.05, 0.2, 0.4, 0.45))
+    attack = Brighten(ball=Linf(0.0), each=(0.02, 0.05, 0.2, 0.4, 0.45))
     x = np.random.default_rng(0).uniform(0, 0.5, (323, 3, 4, 1)).astype(np.float32)
     run(counted, (x, np.zeros(323, int)), {"a": attack}, key=key, batch_size=64)
     assert len(BATCHES) > 12 and {4, 64} <= set(BATCHES) <= {4, 16, 64}
@@ -224,7 +236,7 @@ def test_other_weights_and_another_eps_are_no_new_trace(task, key):
 
 def test_numbers_per_example_follow_their_examples(key):
     eps = np.array([0.45, 0.0, 0.25, 0.0, 0.1, 0.0, 0.0, 0.0])
-    attack = Brighten(ball=Linf(eps), parts=())
+    attack = Brighten(ball=Linf(eps), each=())
     out = run(brightness, (X, Y), {"b": attack}, key=key, batch_size=3)
     assert out.attacks["b"].success.tolist() == [True, False, True, False, True] + [False] * 3
     np.testing.assert_allclose(out.attacks["b"].distance[:7], eps[:7])
@@ -234,9 +246,34 @@ def test_numbers_per_example_follow_their_examples(key):
         run(brightness, (X, Y), PGD(ball=Linf(eps[:3]), steps=1), key=key)
 
 
+def test_a_model_inside_an_attack_is_left_whole(key):
+    """Whatever its numbers are called, and however many there are: they are not per example."""
+
+    @pytree
+    class Scaled:
+        weight: jax.Array
+        eps: jax.Array
+
+        def __call__(self, x):
+            flat = x.reshape(x.shape[0], -1) * self.weight
+            return jnp.stack([flat @ self.eps, -flat @ self.eps], axis=1)
+
+    rng, n = np.random.default_rng(0), 24
+    x = rng.uniform(size=(n, 2, 3, 4)).astype(np.float32)
+    model = Scaled(weight=rng.normal(size=n), eps=rng.normal(size=n))
+    y = np.argmax(model(x), axis=1)
+    y[0] = 1 - y[0]  # so that positions in a batch are not those in the data
+    attack = Transferred(PGD(ball=Linf(0.05), steps=3), source=model)
+    direct = attack.run(example_keys(attack_key(key, "t"), n), model, x, y)
+    for batch_size in (24, 8):
+        found = run(model, (x, y), {"t": attack}, key=key, batch_size=batch_size).attacks["t"]
+        np.testing.assert_array_equal(found.success[1:], direct.success[1:])
+        np.testing.assert_allclose(found.loss[1:], direct.loss[1:], rtol=1e-4)
+
+
 def test_a_randomised_model_draws_by_example_and_afresh_when_judged(key):
     x, y = greys(*np.linspace(0.05, 0.95, 64)), np.zeros(64, int)
-    attacks = {"none": Brighten(ball=Linf(0.0), parts=(0.0,) * 2)}
+    attacks = {"none": Brighten(ball=Linf(0.0), each=(0.0,) * 2)}
     one = run(Coin(), (x, y), attacks, key=key, batch_size=64, draws=1)
     other = run(Coin(), (x, y), attacks, key=key, batch_size=9, draws=1)
     assert np.array_equal(one.prediction, other.prediction)
@@ -250,7 +287,7 @@ def test_a_randomised_model_draws_by_example_and_afresh_when_judged(key):
 
 def test_progress_counts_every_stage_to_its_end(key):
     told = []
-    attack = Brighten(ball=Linf(0.0), parts=(0.07, 0.12))
+    attack = Brighten(ball=Linf(0.0), each=(0.07, 0.12))
     run(
         brightness,
         (X, Y),
@@ -370,4 +407,4 @@ def test_worst_of_is_evaluated_part_by_part(task, key):
 def test_an_attack_that_leaves_its_ball_fools_nobody(key):
     beyond = Brighten(ball=Linf(0.1), noise=0.5)
     out = run(brightness, (X, Y), {"b": beyond}, key=key)
-    assert out.attacks["b"].invalid == 7 and not out.attacks["b"].success.any()
+    assert out.attacks["b"].invalid.sum() == 7 and not out.attacks["b"].success.any()

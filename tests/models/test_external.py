@@ -10,7 +10,7 @@ from sklearn.svm import SVC, LinearSVC
 from sklearn.tree import DecisionTreeClassifier
 
 from advjax import FGSM, Linf, evaluate, load
-from advjax.attacks.oracle import Labels
+from advjax.attacks.core.oracle import Labels
 from advjax.attacks.transferred import Transferred
 from advjax.data import to_float
 from advjax.models.external import External, from_sklearn

@@ -12,6 +12,7 @@ from advjax.attacks import PGD
 from advjax.balls import concrete
 from advjax.losses import cross_entropy
 from advjax.training.apply import Bound
+from advjax.training.objectives._plain import as_objective
 from advjax.types import (
     ATTACK,
     NOISE,
@@ -21,7 +22,6 @@ from advjax.types import (
     Key,
     Net,
     Objective,
-    as_objective,
     fold_in_each,
     replace,
 )
@@ -106,7 +106,7 @@ def check_fraction(name: str, value: Any) -> None:
 
 def check_pgd(objective: str, attack: Any) -> None:
     """Raises unless the attack is an untargeted ``PGD``, whose start and loss can be chosen."""
-    if not isinstance(attack, PGD) or attack.targeted:
+    if not isinstance(attack, PGD) or attack.goal.targeted:
         raise TypeError(f"{objective}: given attack={attack!r}; expected an untargeted PGD")
 
 
@@ -138,11 +138,11 @@ def pgd_from_noise(key: Key, attack: PGD, model: Any, x: Array, y: Array, sigma:
     """The last iterate of the attack from ``x + sigma N(0, 1)``, whatever start it has itself."""
     attack = replace(attack, random_start=False, best=False)
     noise = noise_like(key, x)
-    state = attack.init(fold_in_each(key, ATTACK), model, x, y)
+    state = attack.init(fold_in_each(key, ATTACK), model, x, y, jnp.int32(attack.steps))
     state = replace(state, x_adv=x + sigma * noise)
     step = lambda i, state: attack.step(i, state, model, x, y)
     state = jax.lax.fori_loop(0, attack.steps, step, state)
-    return jax.lax.stop_gradient(attack.finish(state, model, x, y, record=False).x_adv)
+    return jax.lax.stop_gradient(jnp.clip(attack.result(state, x), *attack.bounds))
 
 
 def batch_key(net: Net) -> Key:

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from advjax.attacks._checks import check_number
+from advjax.arguments import check_number
 from advjax.losses import cross_entropy
 from advjax.training.objectives._shared import Around, accuracy, noise_like
 from advjax.training.objectives.standard import Standard

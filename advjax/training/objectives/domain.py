@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from advjax.attacks._checks import check_number
+from advjax.arguments import check_number
 from advjax.losses import cross_entropy
 from advjax.training.objectives._shared import accuracy, check_batch
 from advjax.types import Array, ArrayLike, Aux, Net, Objective, pytree, replace, static

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from advjax.attacks._checks import check_number
+from advjax.arguments import check_number
 from advjax.losses import cross_entropy
 from advjax.training.objectives._shared import accuracy, check_batch
 from advjax.types import (

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 import jax
 import jax.numpy as jnp
 
-from advjax.attacks._checks import check_ball
+from advjax.arguments import check_ball
 from advjax.balls import Ball, Linf
 from advjax.defences.interval_bounds import box, worst_margins
 from advjax.losses import cross_entropy

@@ -8,8 +8,8 @@ from collections.abc import Callable, Mapping
 import jax
 import jax.numpy as jnp
 
+from advjax.arguments import check_number
 from advjax.attacks import PGD
-from advjax.attacks._checks import check_number
 from advjax.losses import cross_entropy
 from advjax.training.objectives._shared import (
     Scheduled,

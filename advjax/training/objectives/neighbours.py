@@ -8,7 +8,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
-from advjax.attacks._checks import check_count, check_number
+from advjax.arguments import check_count, check_number
 from advjax.balls import L1, L2, Linf
 from advjax.losses import cross_entropy
 from advjax.training.objectives._shared import accuracies, both_passes, frozen

@@ -8,8 +8,8 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from advjax.arguments import check_number
 from advjax.attacks import PGD
-from advjax.attacks._checks import check_number
 from advjax.losses import cross_entropy, kl_divergence
 from advjax.training.objectives._shared import (
     Scheduled,

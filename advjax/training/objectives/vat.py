@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from advjax.attacks._checks import check_count, check_number
+from advjax.arguments import check_count, check_number
 from advjax.losses import cross_entropy, kl_divergence
 from advjax.training.objectives._shared import accuracy
 from advjax.types import (

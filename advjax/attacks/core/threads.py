@@ -16,8 +16,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from advjax.attacks._rows import take_rows
-from advjax.types import Array, Key, example_keys
+from advjax.answers import example_keys
+from advjax.attacks.core.rows import take_rows
+from advjax.pytrees import Array, Key
 
 T = TypeVar("T")
 _SMALLEST = 4  # examples in a part; smaller parts cost more in overhead than they gain

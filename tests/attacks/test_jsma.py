@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from advjax import L0, L2, Targeted, every_target, replace
-from advjax.attacks.saliency import JSMA, best_pair
+from advjax import L0, L2, Target, Targeted, Undetected, every_target, example_keys, replace
+from advjax.attacks.jsma import JSMA, best_pair
 
 RNG = np.random.default_rng(0)
 BATCH = 40
@@ -81,7 +81,7 @@ def published(weights, x, target, theta, moves):
 def test_steps_are_the_published_ones(theta, tiny, key):
     model, weights, x, y = tiny
     target = (y + 1) % 5
-    attack = JSMA(ball=L0(14), theta=theta, probabilities=False, targeted=True)
+    attack = JSMA(ball=L0(14), theta=theta, probabilities=False, goal=Target())
     record = attack.run(key, model, x, target)
     reached = 0
     for i in range(8):
@@ -119,7 +119,7 @@ def far_target(weights, x):
 
 def test_an_example_of_the_target_is_left_alone(tiny, key):
     model, _, x, y = tiny
-    record = JSMA(targeted=True).run(key, model, x, y)
+    record = JSMA(goal=Target()).run(key, model, x, y)
     assert record.success.all() and (record.distance == 0).all()
     np.testing.assert_array_equal(record.x_adv, x)
     assert (record.first_success == 0).all()
@@ -131,8 +131,30 @@ def test_untargeted_keeps_the_fewest_features_of_all_targets(tiny, key):
     record = attack.run(key, model, x, y)
     assert record.success.all()
     for shift in range(1, 5):
-        aimed = attack.aimed().run(key, model, x, (y + shift) % 5)
+        aimed = attack.with_goal(Target()).run(key, model, x, (y + shift) % 5)
         assert (record.distance <= np.where(aimed.success, aimed.distance, np.inf)).all()
+
+
+def test_away_from_the_label_and_the_alarm(tiny, key):
+    model, _, x, y = tiny
+    record = JSMA(ball=L0(20), theta=0.3, goal=Undetected()).run(key, model, x, y)
+    said = jnp.argmax(model(record.x_adv), axis=1)
+    np.testing.assert_array_equal(record.success, (said != y) & (said != 4))
+    assert record.success.any() and (y != 4).all()
+
+
+def test_theta_and_upsilon_are_each_examples_own(tiny, key):
+    model, _, x, y = tiny
+    theta = np.where(np.arange(8) % 2, -1, 1) * np.linspace(0.2, 0.6, 8)
+    upsilon = np.linspace(0.1, 0.8, 8)
+    record = JSMA(theta=theta, upsilon=upsilon).run(key, model, x, y)
+    assert ((record.x_adv - x) * np.sign(theta).reshape(-1, 1, 1, 1) >= 0).all()
+    for i in range(8):
+        alone = JSMA(theta=theta[i], upsilon=upsilon[i]).run(
+            example_keys(key, 8)[i : i + 1], model, x[i : i + 1], y[i : i + 1]
+        )
+        np.testing.assert_allclose(record.x_adv[i], alone.x_adv[0], atol=1e-6)
+        assert record.forwards[i] == alone.forwards[0]
 
 
 def test_every_target_is_all_of_them_in_turn(tiny, key):
@@ -159,7 +181,7 @@ def test_probabilities_give_the_softmax_jacobian(tiny, key):
     """Its two sums are opposite, so the pair is the two features with the largest gradient."""
     model, _, x, y = tiny
     target = (y + 1) % 5
-    attack = JSMA(upsilon=1, theta=1, steps=1, targeted=True)
+    attack = JSMA(upsilon=1, theta=1, steps=1, goal=Target())
     x_adv = attack(key, model, x, target)
     chance = lambda x: jnp.sum(jax.nn.softmax(model(x))[jnp.arange(8), target])
     grad = np.asarray(jax.grad(chance)(x)).reshape(8, -1)

@@ -13,7 +13,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from advjax.types import Array, Key, as_model, is_stochastic, pytree
+from advjax.answers import answer_of, as_model, draws_of, is_stochastic
+from advjax.attacks.core.judging import judge
+from advjax.losses import margin
+from advjax.pytrees import Array, Key, pytree
+from advjax.types import Goal
 
 
 @pytree
@@ -51,14 +55,12 @@ class Labels(_Oracle):
     def __call__(self, x: Array, *, key: Key | None = None) -> Array:
         return jnp.argmax(_logits(self.model, x, key), axis=-1).astype(jnp.int32)
 
-    def adversarial(self, x: Array, y: Array, *, targeted: bool, key: Key | None = None) -> Array:
-        """``[B]`` bool: more than half of the answers are the target, or are not the label."""
-        answers = self(x, key=key)
-        reached = answers.reshape(-1, answers.shape[-1]) == y
-        return jnp.mean(reached if targeted else ~reached, axis=0, dtype=jnp.float32) > 0.5
+    def adversarial(self, x: Array, y: Array, *, goal: Goal, key: Key | None = None) -> Array:
+        """``[B]`` bool: more than half of the answers, all of them finite, reach the goal."""
+        return judge(goal, margin, draws_of(Scores(self.model), x, key), y).success
 
 
 def _logits(model: Any, x: Array, key: Key | None) -> Array:
     # On the way in, so that differentiating through the attack never reaches the model.
     model, x = jax.lax.stop_gradient((model, x))
-    return jax.lax.stop_gradient(model(x, key=key) if is_stochastic(model) else model(x))
+    return jax.lax.stop_gradient(answer_of(model, x, key))

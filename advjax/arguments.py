@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 
 from advjax.balls import Ball, check_finite, concrete
 from advjax.losses import dlr
-from advjax.types import Array, ArrayLike
+from advjax.pytrees import Array, ArrayLike
+from advjax.types import Goal
 
 
 def check_ball(
@@ -57,32 +57,34 @@ def check_share(attack: str, name: str, value: ArrayLike) -> None:
         raise ValueError(f"{attack}: given {name}={known.tolist()}; between 0 and 1 is taken")
 
 
-def check_rank(attack: str, rank: ArrayLike | None, targeted: bool) -> None:
+def check_rank(attack: str, rank: ArrayLike | None, goal: Goal) -> None:
     """Raises ValueError unless the rank, where it is known, is a class's place below the label."""
     known = concrete(rank)
     if known is not None and not ((known >= 1) & (known == known.round())).all():
         raise ValueError(f"{attack}: given rank={known.tolist()}; integers >= 1 are taken")
-    if rank is not None and targeted:
-        raise ValueError(f"{attack}: given a rank and targeted=True; one of the two is taken")
+    if rank is not None and goal.targeted:
+        raise ValueError(f"{attack}: given a rank and goal={goal!r}; expected one of the two")
 
 
-def check_loss(attack: str, loss: Any, targeted: bool) -> None:
+def check_loss(attack: str, loss: Any, goal: Goal) -> None:
     """Raises ValueError for a loss whose gradient vanishes on the way to a target."""
-    if targeted and loss is dlr:
+    if not callable(loss):
+        raise TypeError(
+            f"{attack}: given loss={loss!r}; expected a function (logits [B, K], y [B]) -> [B], "
+            "such as cross_entropy"
+        )
+    if goal.targeted and loss is dlr:
         raise ValueError(
-            f"{attack}: given loss=dlr and targeted=True; it is constant where the target has the "
-            "third largest logit: cross_entropy or margin is taken (APGD's rank for targeted DLR)"
+            f"{attack}: given loss=dlr and goal={goal!r}; it is constant where the target has the "
+            "third largest logit: expected cross_entropy or margin (APGD's rank for targeted DLR)"
         )
 
 
-def check_per_example(x: Array, **values: ArrayLike | None) -> None:
-    """Raises ValueError unless every value is None, a scalar, or one number per image of ``x``."""
-    for name, value in values.items():
-        if value is not None and jnp.shape(value) not in ((), (x.shape[0],)):
-            raise ValueError(
-                f"{name}: given shape {jnp.shape(value)}; a scalar or [{x.shape[0]}], "
-                "one per image, is taken"
-            )
+def check_goal(attack: str, goal: Any, *kinds: type[Goal]) -> None:
+    """Raises TypeError unless the goal is one, of the ``kinds`` if there are any."""
+    if not isinstance(goal, kinds or (Goal,)):
+        names = " or ".join(f"{kind.__name__}()" for kind in kinds) or "one such as Target()"
+        raise TypeError(f"{attack}: given goal={goal!r}; expected {names}")
 
 
 def check_pictures(attack: str, x: Array) -> None:

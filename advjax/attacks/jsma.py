@@ -11,24 +11,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from advjax.attacks._checks import check_ball, check_count, check_number, check_per_example
-from advjax.attacks._iterate import Attack, Iterative, Loop, LossFn, auto_loop, judge, outcome
-from advjax.attacks._rows import widen
+from advjax.answers import draws_of, example_keys, fold_if_any, is_stochastic
+from advjax.arguments import check_ball, check_count, check_goal, check_number
+from advjax.attacks.core.boundaries import of_rank
+from advjax.attacks.core.driver import Iterative
+from advjax.attacks.core.judging import Tally, judge
+from advjax.attacks.core.rows import widen
+from advjax.attacks.core.wrap import Wrapper
 from advjax.balls import L0, concrete
 from advjax.checks import is_traced
+from advjax.goals import Misclassify, Target, Undetected
 from advjax.losses import margin
-from advjax.types import (
-    Array,
-    ArrayLike,
-    Key,
-    Record,
-    example_keys,
-    fold_in_each,
-    is_stochastic,
-    pytree,
-    replace,
-    static,
-)
+from advjax.pytrees import Array, ArrayLike, Key, driver_only, per_example, pytree, replace, static
+from advjax.types import Attack, Goal, Loop, LossFn, Model, Record, auto_loop
 
 _UPSILON = 0.145  # the paper's: 112 of MNIST's 784 features
 
@@ -150,18 +145,16 @@ class JSMA(Attack):
       steps: a limit on the iterations, at least 0; None for the budget's own. Inside ``jit``,
         where the budget is not known, the loop else runs to half of the features.
       loss: per-example loss of the record.
-      targeted: labels are targets; see ``Targeted``.
-      loop: who iterates; see ``PGD``.
+      goal: what is wanted, see ``Targeted``.
     """
 
     ball: L0 = dataclasses.field(default_factory=L0)
-    theta: ArrayLike = 1.0
-    upsilon: ArrayLike = None
+    theta: ArrayLike = per_example(default=1.0)
+    upsilon: ArrayLike = per_example(default=None)
     probabilities: bool = static(default=True)
-    steps: int | None = static(default=None)
+    steps: int | None = driver_only(default=None)
     loss: LossFn = static(default=margin)
-    targeted: bool = static(default=False)
-    loop: Loop = static(default=auto_loop)
+    goal: Goal = Misclassify()
 
     def check(self) -> None:
         check_ball("JSMA", self.ball, L0, taken="a ball L0(features)")
@@ -172,16 +165,16 @@ class JSMA(Attack):
             object.__setattr__(self, "upsilon", np.float32(_UPSILON if free else 1))
         check_number("JSMA", "upsilon", self.upsilon, zero=True)
         if theta is not None and not (np.isfinite(theta) & (theta != 0)).all():
-            raise ValueError(f"JSMA: given theta={theta.tolist()}; numbers but 0 are taken")
+            raise ValueError(f"JSMA: given theta={theta.tolist()}; expected numbers but 0")
+        check_goal("JSMA", self.goal, Misclassify, Target, Undetected)
 
     @property
     def bounds(self) -> tuple[ArrayLike, ArrayLike]:
         return self.ball.bounds
 
-    def check_fits(self, x: Array) -> None:
-        check_per_example(x, eps=self.ball.eps, theta=self.theta, upsilon=self.upsilon)
-
-    def solve(self, key: Key, model: Any, x: Array, y: Array, *, record: bool) -> Record:
+    def solve(
+        self, key: Key, model: Model, x: Array, y: Array, *, record: bool, loop: Loop = auto_loop
+    ) -> Record:
         keys = example_keys(key, x.shape[0])
         features = math.prod(x.shape[1:])
         eps, upsilon = concrete(self.ball.eps), concrete(self.upsilon)
@@ -193,32 +186,26 @@ class JSMA(Attack):
             steps = min(steps, self.steps)
 
         def towards(rank: ArrayLike, record: bool) -> Record:
-            search = _Towards(attack=self, rank=rank, steps=steps, loop=self.loop)
-            return search.solve(keys, model, x, y, record=record)
+            search = _Towards(attack=self, rank=rank, steps=steps)
+            return search.solve(keys, model, x, y, record=record, loop=loop)
 
-        classes = jax.eval_shape(_logits, model, x, keys).shape[-1]
-        if self.targeted or classes == 2:
-            return towards(0, record)
-        out = towards(0, True)
+        classes = jax.eval_shape(draws_of, model, x, keys).shape[-1]
+        if self.goal.targeted or classes == 2:
+            return towards(1, record)
+        out = towards(1, True)
         if is_traced(self, key, model, x, y):
             body = lambda rank, out: _fewer(out, towards(rank, True))
-            return jax.lax.fori_loop(1, classes - 1, body, out)
-        for rank in range(1, classes - 1):
+            return jax.lax.fori_loop(2, classes, body, out)
+        for rank in range(2, classes):
             out = _fewer(out, towards(rank, True))
         return out
 
-    def aimed(self) -> JSMA:
-        return replace(self, targeted=True)
+    def with_goal(self, goal: Goal) -> JSMA:
+        return replace(self, goal=goal)
 
     def scaled(self, factor: ArrayLike) -> JSMA:
         upsilon = jnp.multiply(self.upsilon, factor)
         return replace(self, ball=self.ball.scaled(factor), upsilon=upsilon)
-
-
-def _logits(model: Any, x: Array, keys: Any) -> Array:
-    """``[S, B, K]`` logits, one draw of a model that is not randomised."""
-    logits = model(x, key=keys) if is_stochastic(model) else model(x)
-    return logits.reshape((-1,) + logits.shape[-2:])
 
 
 def _moves(eps: ArrayLike, upsilon: ArrayLike, features: int) -> Array:
@@ -236,7 +223,7 @@ def _fewer(old: Record, new: Record) -> Record:
     return Record(
         x_adv=jnp.where(widen(take, new.x_adv), new.x_adv, old.x_adv),
         success=old.success | new.success,
-        **{name: pick(name) for name in ("loss", "distance", "first_success")},
+        **{name: pick(name) for name in ("invalid", "loss", "distance", "first_success")},
         **{name: getattr(old, name) + getattr(new, name) for name in both},
     )
 
@@ -249,70 +236,47 @@ class _State:
     x_adv: Array
     target: Array
     left: Array  # pairs that may still change; 0 for an example that has ended
-    forwards: Array
-    backwards: Array
-    first_success: Array
-    zero_gradient: Array
-    probabilities: Array
+    tally: Tally
 
 
 @pytree
-class _Towards(Iterative):
-    """``JSMA`` towards one class: the label, or the likeliest other one but ``rank``."""
+class _Towards(Wrapper, Iterative):  # type: ignore[misc, override]
+    """``JSMA`` towards one class: the target, or the rank-th likeliest one but the label."""
 
     attack: JSMA
     rank: ArrayLike
-    steps: int = static()
-    loop: Loop = static(default=auto_loop)
+    steps: int = driver_only()
 
-    @property
-    def bounds(self) -> tuple[ArrayLike, ArrayLike]:
-        return self.attack.bounds
-
-    def init(self, key: Key, model: Any, x: Array, y: Array) -> _State:
+    def init(self, key: Key, model: Model, x: Array, y: Array, steps: Array) -> _State:
+        del steps
         keys = key if is_stochastic(model) else None
-        none = jnp.zeros_like(y)
-        target, spent = y, none
-        if not self.attack.targeted:
-            first = None if keys is None else fold_in_each(keys, 0)
-            logits = jnp.mean(_logits(model, x, first), axis=0)
-            is_label = jax.nn.one_hot(y, logits.shape[-1], dtype=bool)
-            order = jnp.argsort(jnp.where(is_label, jnp.inf, -logits), axis=-1)
-            rank = jnp.asarray(self.rank, jnp.int32)
-            target, spent = jnp.take(order, rank, axis=1).astype(y.dtype), none + 1
+        target, tally = y, Tally.start(x)
+        if not self.goal.targeted:
+            logits = jnp.mean(draws_of(model, x, fold_if_any(keys, 0)), axis=0)
+            target, tally = of_rank(logits, y, self.rank), tally.spend(forwards=1)
         moves = _moves(self.attack.ball.eps, self.attack.upsilon, math.prod(x.shape[1:]))
-        return _State(
-            keys=keys,
-            x_adv=x,
-            target=target,
-            left=none + moves,
-            forwards=spent,
-            backwards=none,
-            first_success=none - 1,
-            zero_gradient=none,
-            probabilities=none == 0,
-        )
+        left = jnp.zeros_like(y) + moves
+        return _State(keys=keys, x_adv=x, target=target, left=left, tally=tally)
 
-    def step(self, i: Array, state: _State, model: Any, x: Array, y: Array) -> _State:
-        keys: Any = None if state.keys is None else fold_in_each(state.keys, i + 1)
+    def step(self, i: Array, state: _State, model: Model, x: Array, y: Array) -> _State:
+        keys = fold_if_any(state.keys, i + 1)
         attack, live = self.attack, self.live(state)
 
         def outputs(x_adv: Array) -> tuple[Array, Array]:
-            draws = _logits(model, x_adv, keys)
+            draws = draws_of(model, x_adv, keys)
             shown = jax.nn.softmax(draws) if attack.probabilities else draws
             shown = jnp.mean(shown, axis=0)
             of_target = jnp.take_along_axis(shown, state.target[:, None], axis=1)[:, 0]
             return jnp.stack([of_target, jnp.sum(shown, axis=1) - of_target]), draws
 
         shown, pull, draws = jax.vjp(outputs, state.x_adv, has_aux=True)
-        _, judged = judge(attack.loss, attack.targeted, lambda _: draws, state.x_adv, y, None)
+        judged = judge(attack.goal, attack.loss, draws, y)
 
         def slope(of: int) -> Array:
             (grad,) = pull(jnp.zeros_like(shown).at[of].set(1))
             return jnp.where(jnp.isfinite(grad), grad, 0).reshape(x.shape[0], -1)
 
-        theta = jnp.asarray(attack.theta, x.dtype)
-        theta = widen(jnp.broadcast_to(theta, y.shape), x)
+        theta = widen(jnp.broadcast_to(jnp.asarray(attack.theta, x.dtype), y.shape), x)
         lower, upper = attack.ball.bounds
         room = jnp.where(theta > 0, upper - state.x_adv, state.x_adv - lower) > 0
         if attack.ball.mask is not None:
@@ -331,47 +295,13 @@ class _Towards(Iterative):
         move = live & found & ~judged.success
         changed = jnp.clip(state.x_adv + theta, lower, upper)
         pair = pair.reshape(x.shape) & widen(move, x)
-        first = jnp.where(live & judged.success & (state.first_success < 0), i, state.first_success)
+        tally = state.tally.spend(live, passes * live).lose(passes * (live & lost))
         return replace(
             state,
             x_adv=jnp.where(pair, changed, state.x_adv),
             left=jnp.where(move, state.left - 1, 0),
-            forwards=state.forwards + live,
-            backwards=state.backwards + passes * live,
-            first_success=first.astype(jnp.int32),
-            zero_gradient=state.zero_gradient + passes * (live & lost),
-            probabilities=state.probabilities & (judged.probabilities | ~live),
+            tally=tally.see(judged, i, live),
         )
 
     def live(self, state: _State) -> Array:
         return state.left > 0
-
-    def finish(self, state: _State, model: Any, x: Array, y: Array, *, record: bool) -> Record:
-        keys: Any = None if state.keys is None else fold_in_each(state.keys, 2**31)
-        return outcome(
-            self.attack,
-            model,
-            x,
-            y,
-            state.x_adv,
-            keys,
-            record=record,
-            loss=self.attack.loss,
-            forwards=state.forwards,
-            backwards=state.backwards,
-            first_success=state.first_success,
-            zero_gradient=state.zero_gradient,
-        )
-
-    def doubts(self, state: _State) -> Array:
-        return state.probabilities
-
-    def pieces(self) -> _Towards:
-        attack = replace(self.attack, steps=None, loop=auto_loop)
-        return replace(self, attack=attack, steps=0, loop=auto_loop)
-
-    def aimed(self) -> _Towards:
-        return replace(self, attack=self.attack.aimed())
-
-    def scaled(self, factor: ArrayLike) -> _Towards:
-        return replace(self, attack=self.attack.scaled(factor))

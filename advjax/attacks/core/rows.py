@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from advjax.types import Array, ArrayLike
+from advjax.pytrees import Array, ArrayLike
 
 _SMALLEST = 8  # examples: fewer cost as much time and another compilation
 
