@@ -69,7 +69,7 @@ def test_wrong_radii_are_refused(key):
         with pytest.raises(ValueError, match="eps: given"):
             curve_of(brightness, (X, Y), Brighten(ball=Linf(0.1)), bad, key=key)
     two = WorstOf(attacks=(PGD(ball=Linf(0.1)), PGD(ball=L2(0.5))))
-    with pytest.raises(ValueError, match=r"given eps \[0.1.*0.5\]; one eps > 0"):
+    with pytest.raises(ValueError, match=r"given eps \[0.1.*0.5\]; expected one finite eps > 0"):
         curve_of(brightness, (X, Y), two, [0.1], key=key)
-    with pytest.raises(ValueError, match="one eps > 0"):
+    with pytest.raises(ValueError, match="one finite eps > 0"):
         curve_of(brightness, (X, Y), PGD(ball=Linf(0.0)), [0.1], key=key)
