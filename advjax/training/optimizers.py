@@ -13,11 +13,13 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import jax
 import optax
 
 from advjax.types import Array
 
 
+@jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Optimizer(optax.GradientTransformationExtraArgs):
     """An optax transformation that knows what it was made of; ``optimizer`` makes it.
@@ -38,6 +40,9 @@ class Optimizer(optax.GradientTransformationExtraArgs):
         if not isinstance(made, optax.GradientTransformation):
             raise ValueError(f"optax.{name} is no optimiser; expected adam, sgd, chain, ...")
         return super().__new__(cls, made.init, optax.with_extra_args_support(made).update)
+
+    def __getnewargs__(self) -> tuple[Any, ...]:  # type: ignore[override]
+        return self.name, self.arguments, self.in_state
 
     def __repr__(self) -> str:
         return _shown("optimizer", self.name, self.arguments)

@@ -1,5 +1,7 @@
 """Optimisers and schedules by name are optax's, bit for bit, and tell what they are."""
 
+import copy
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -93,7 +95,10 @@ def test_it_is_an_optax_transformation():
     assert isinstance(optimizer("sgd", 0.1), optax.GradientTransformation)
     updates, _ = both.update(PARAMS, both.init(PARAMS), PARAMS)
     np.testing.assert_allclose(updates["w"], -0.2 * PARAMS["w"], rtol=1e-6)
-    assert repr(optimizer("sgd", 0.1)) == "optimizer('sgd', learning_rate=0.1)"
+    sgd = optimizer("sgd", 0.1)
+    assert jax.tree.map(lambda leaf: leaf, {"a": sgd})["a"] is sgd and not jax.tree.leaves(sgd)
+    assert copy.deepcopy(sgd).arguments == {"learning_rate": 0.1}
+    assert repr(sgd) == "optimizer('sgd', learning_rate=0.1)"
 
 
 def test_equal_schedules_are_one():
