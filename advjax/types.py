@@ -84,8 +84,8 @@ class Objective:
     """A training loss that is also a pytree: beta and the inner eps sweep and vmap.
 
     Here is every hook that a training or an objective around another one asks for; ``loss`` is the
-    only one that has to be written. ``as_objective`` makes one of any other callable pytree, with
-    the hooks that it has.
+    only one that has to be written. ``advjax.training.plain.as_objective`` makes one of any other
+    callable pytree, with the hooks that it has.
 
     A loss may have two phases: ``craft`` finds the worst inputs, ``loss`` is of what was found.
     ``AWP`` looks at the loss of the same crafted inputs at two places of the parameters.
@@ -328,68 +328,6 @@ def as_model(model: Any) -> Any:
         others=tuple(None if a else leaf for leaf, a in zip(leaves, is_array, strict=True)),
         treedef=treedef,
     )
-
-
-@pytree
-class _Plain(Objective):
-    """A user's callable pytree as an objective: the one place where its hooks are looked for."""
-
-    objective: Any
-    function: Any = static(default=None)  # instead of that, one that is no pytree
-
-    @property
-    def _given(self) -> Any:
-        return self.objective if self.function is None else self.function
-
-    @property
-    def replays(self) -> int:  # type: ignore[override]
-        return getattr(self._given, "replays", 1)
-
-    @property
-    def carries(self) -> bool:
-        return getattr(self._given, "carries", hasattr(self._given, "start"))
-
-    def __call__(
-        self, key: Key, apply: Apply, params: Any, stats: Any, batch: Mapping[str, Array]
-    ) -> tuple[Array, Aux]:
-        return self._given(key, apply, params, stats, batch)
-
-    def loss(self, net: Net, batch: Mapping[str, Array]) -> tuple[Array, Aux]:
-        return self(net.key, net.apply, net.params, net.stats, batch)
-
-    def at(self, step: Array) -> Objective:
-        at = getattr(self._given, "at", None)
-        return self if at is None else as_objective(at(step))
-
-    def threat(self) -> Any:
-        return getattr(getattr(self._given, "attack", None), "ball", None)
-
-    def start(self, shape: tuple[int, ...]) -> Any:
-        return self._given.start(shape) if self.carries else None
-
-    def advance(self, carry: Any, gradient: Any) -> Any:
-        return self._given.advance(carry, gradient)
-
-
-def as_objective(objective: Any) -> Objective:
-    """Any callable pytree or plain function as an ``Objective`` with every hook.
-
-    Raises:
-      TypeError: if it is not callable.
-    """
-    if isinstance(objective, _Plain) or (
-        isinstance(objective, Objective) and type(objective).__call__ is Objective.__call__
-    ):
-        return objective
-    if not callable(objective):
-        raise TypeError(
-            f"given {type(objective).__name__}; expected an objective, "
-            "objective(key, apply, params, stats, batch) -> (loss, Aux)"
-        )
-    leaves = jax.tree.leaves(objective)
-    if len(leaves) == 1 and leaves[0] is objective:  # no pytree: a function
-        return _Plain(objective=None, function=objective)
-    return _Plain(objective=objective)
 
 
 def is_stochastic(model: Any) -> bool:

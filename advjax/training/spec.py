@@ -22,8 +22,9 @@ from advjax.training.describe import (
     describe_optimizer,
     describe_settings,
 )
+from advjax.training.plain import as_objective
 from advjax.training.step import AXIS, Step, make_step
-from advjax.types import Array, Objective, as_objective
+from advjax.types import Array, Objective
 
 _COUNTS = ("epochs", "steps", "batch_size", "evaluate_every", "evaluate_examples", "patience",
            "swa_start", "unlabelled_ratio", "log_every")  # fmt: skip

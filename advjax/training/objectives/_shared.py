@@ -12,6 +12,7 @@ from advjax.attacks import PGD
 from advjax.balls import concrete
 from advjax.losses import cross_entropy
 from advjax.training.apply import Bound
+from advjax.training.plain import as_objective
 from advjax.types import (
     ATTACK,
     NOISE,
@@ -21,7 +22,6 @@ from advjax.types import (
     Key,
     Net,
     Objective,
-    as_objective,
     fold_in_each,
     replace,
 )
