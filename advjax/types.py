@@ -111,8 +111,8 @@ class Objective:
     """A training loss that is also a pytree: beta and the inner eps sweep and vmap.
 
     Here is every hook that a training or an objective around another one asks for; ``loss`` is the
-    only one that has to be written. A training makes one of any other callable pytree, with the
-    hooks that it has.
+    only one that has to be written. ``advjax.training.plain.as_objective`` makes one of any other
+    callable pytree, with the hooks that it has.
 
     A loss may have two phases: ``craft`` finds the worst inputs, ``loss`` is of what was found.
     ``AWP`` looks at the loss of the same crafted inputs at two places of the parameters.

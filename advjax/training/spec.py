@@ -21,7 +21,7 @@ from advjax.training.describe import (
     describe_network,
     describe_optimizer,
 )
-from advjax.training.objectives._plain import as_objective
+from advjax.training.plain import as_objective
 from advjax.training.step import AXIS, Step, make_step
 from advjax.types import Array, Objective
 

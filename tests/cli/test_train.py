@@ -63,7 +63,7 @@ def test_the_table_has_best_and_last_with_intervals(
         (["--epoch", "3"], "unknown option --epoch; near ones: --epochs"),
         (["--epochs", "x"], "--epochs"),
         (["--lr", "1/0"], "fraction such as 8/255"),
-        (["--epochs", "0"], "epochs=0; a whole number of at least 1 is taken"),
+        (["--epochs", "0"], "epochs=0; expected a whole number of at least 1"),
         (["--data", "digitz"], "digits"),
     ],
 )

@@ -124,7 +124,10 @@ def test_a_cascade_counts_who_still_stands(key):
     assert alone.attacks["strong"].attacked.sum() == 7
     assert cascade.attacks["strong"].attacked.sum() == 6
     for out in (alone, cascade):
-        assert [a.correct for a in out.robust.values()] == [6, 4] and out.worst.correct == 4  # one invalid
+        assert [a.correct for a in out.robust.values()] == [
+            6,
+            4,
+        ] and out.worst.correct == 4  # one invalid
 
 
 @pytest.mark.parametrize(("batch_size", "devices"), [(1, 1), (16, 1), (60, 8)])

@@ -58,7 +58,7 @@ def trace(training):
         "x": jax.ShapeDtypeStruct((8, 32, 32, 3), "float32"),
         "y": jax.ShapeDtypeStruct((8,), "int32"),
     }
-    if hasattr(training.objective, "start"):
+    if training.full_objective.carries:
         batch["carry"] = batch["x"]
     apply = dataclasses.replace(training.network(), module=training.module, axis_name=None)
 

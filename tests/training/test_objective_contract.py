@@ -11,7 +11,8 @@ from small_runs import flat_linear, random_data, run_steps, step_training
 from advjax.attacks import FGSM
 from advjax.balls import Linf
 from advjax.training import AWP, GradientPenalty, Madry, Standard
-from advjax.types import Aux, Objective, as_objective, pytree
+from advjax.training.plain import as_objective
+from advjax.types import Aux, Objective, pytree
 
 PARAMS = {"w": jnp.zeros((16, 4)), "b": jnp.zeros(4)}
 

@@ -12,7 +12,7 @@ from advjax.attacks import PGD
 from advjax.balls import concrete
 from advjax.losses import cross_entropy
 from advjax.training.apply import Bound
-from advjax.training.objectives._plain import as_objective
+from advjax.training.plain import as_objective
 from advjax.types import (
     ATTACK,
     NOISE,

@@ -11,6 +11,7 @@ import jax
 
 from advjax.attacks import Attack
 from advjax.training.objectives._shared import (
+    Scheduled,
     attacked_loss,
     batch_key,
     check_fraction,
@@ -23,7 +24,6 @@ from advjax.types import (
     Aux,
     Key,
     Net,
-    Objective,
     as_model,
     fold_in_each,
     pytree,
@@ -33,7 +33,7 @@ _SOURCE = 3  # the tag of the draw of the batch's source
 
 
 @pytree
-class EnsembleAdversarial(Objective):
+class EnsembleAdversarial(Scheduled):
     """Adversarial training on attacks of several models (Tramer et al. 2018, section 3.4).
 
     Each batch is attacked on one model: the network that is trained, in evaluation mode, or one of
@@ -55,6 +55,7 @@ class EnsembleAdversarial(Objective):
     models: tuple[Any, ...] = ()
     clean_weight: ArrayLike | None = 0.5
     label_smoothing: ArrayLike = 0.0
+    eps_schedule = None  # no field: the attack stays as it is
 
     def check(self) -> None:
         check_fraction("label_smoothing", self.label_smoothing)
@@ -71,9 +72,6 @@ class EnsembleAdversarial(Objective):
         on = [partial(self._attacked, model) for model in sources]
         x_adv = jax.lax.switch(drawn, on, fold_in_each(net.key, ATTACK), batch["x"], batch["y"])
         return {**batch, "x_adv": jax.lax.stop_gradient(x_adv)}
-
-    def threat(self) -> Any:
-        return getattr(self.attack, "ball", None)
 
     def _attacked(self, model: Any, key: Key, x: Array, y: Array) -> Array:
         return self.attack(key, model, x, y)

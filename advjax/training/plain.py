@@ -1,4 +1,4 @@
-"""Users' callables as objectives: the one place that asks what hooks they have."""
+"""Users' objectives that say nothing of the contract: any callable of the right arguments."""
 
 from __future__ import annotations
 
