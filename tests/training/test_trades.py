@@ -156,7 +156,7 @@ def test_no_gradient_stays_finite():
     "make, error, message",
     [
         (lambda: TRADES(Square(ball=Linf(eps=0.1))), TypeError, "TRADES: given attack=Square"),
-        (lambda: TRADES(FGSM(ball=Linf(eps=0.1), targeted=True)), TypeError, "an untargeted PGD"),
+        (lambda: TRADES(FGSM(ball=Linf(eps=0.1), goal=Target())), TypeError, "an untargeted PGD"),
         (lambda: TRADES(ATTACK, beta=-1), ValueError, "TRADES: given beta=-1"),
     ],
 )
