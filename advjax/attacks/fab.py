@@ -33,7 +33,8 @@ _PASSES = {"linf": 14, "l2": 24, "l1": 31}
 _FEW = {"linf": 5, "l2": 5, "l1": 16}  # to tell which of several planes is the nearest
 _FAR = 1e10  # the distance of a plane that no pixel can approach
 _START = 0  # what a key is folded with to draw the start
-_RANK = 1  # and for the model's draw that ranks the classes; look i at an iterate uses i + 2
+_RANK = 1  # and for the model's draw that ranks the classes; step i uses i + 2
+_LAST = 2**32 - 3  # and for its draw after the last step
 
 
 def onto_plane(
@@ -242,7 +243,7 @@ class FAB(KeepsClosest):
         )
 
     def last(self, state: _State, model: Model, x: Array, y: Array) -> _State:
-        drawn = fold_if_any(state.keys, state.taken + 2)
+        drawn = fold_if_any(state.keys, _LAST)
         _, judged = answer(self.goal, model, state.point, y, drawn)
         return self._seen(state.taken, state, judged, x)
 
