@@ -68,6 +68,7 @@ def check_rank(attack: str, rank: ArrayLike | None, goal: Goal) -> None:
 
 def check_loss(attack: str, loss: Any, goal: Goal) -> None:
     """Raises ValueError for a loss whose gradient vanishes on the way to a target."""
+    check_goal(attack, goal)
     if not callable(loss):
         raise TypeError(
             f"{attack}: given loss={loss!r}; expected a function (logits [B, K], y [B]) -> [B], "

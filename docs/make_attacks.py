@@ -90,7 +90,7 @@ def defaults(entry: Entry) -> str:
         if isinstance(value, np.ndarray | np.generic) and np.ndim(value) == 0:
             value = value.item()
         number = isinstance(value, int | float) and not isinstance(value, bool)
-        if number and np.isfinite(value) and field.name not in ("horizon", "length", "delta"):
+        if number and np.isfinite(value) and field.name != "delta":
             text = f"{int(value):,}" if value == int(value) else f"{value:.4g}"
             shown.append(f"{field.name} {text}")
     return ", ".join(shown)

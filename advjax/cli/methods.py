@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 _WORDS = (bool, int, float, str)
-_NO_OPTIONS = ("targeted", "horizon", "length")  # said by --target, or the driver's own
 _REQUIRED = "required"
 _ONE_STEP = {"FGSM": "steps"}  # what other attacks of the same command make
 # A lead of 0 may not survive the rounding of an image to 8 bits.
@@ -244,7 +243,7 @@ def _fields(entry: Entry) -> dict[str, _Field]:
         texts = _texts(source)
         for name, default in _defaults(source).items():
             kind = _kind(hints[name], default)
-            skipped = name in found or name in _NO_OPTIONS or name == _ONE_STEP.get(entry.name)
+            skipped = name in found or name == _ONE_STEP.get(entry.name)
             if kind is None or skipped:
                 continue
             default = _DEFAULTS.get(entry.name, {}).get(name, default)

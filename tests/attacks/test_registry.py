@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import advjax
+from advjax import Target
 from advjax.attacks import Attack, registry
 from advjax.attacks.core.oracle import Labels, Scores
 
@@ -21,7 +22,7 @@ def test_an_entry_is_an_attack_on_every_norm_it_names(entry):
         attack = entry.make(registry.ball_of(norm, 1.0 if entry.norms else float("inf")))
         assert isinstance(attack, Attack)
         if entry.targeted:
-            assert isinstance(attack.aimed(), Attack)
+            assert isinstance(attack.with_goal(Target()), Attack)
     for norm in set(registry.ALL) - set(entry.norms) if entry.norms else ():
         with pytest.raises((TypeError, ValueError), match="is taken|are taken"):
             entry.make(registry.ball_of(norm, 1.0))

@@ -9,7 +9,7 @@ from linear_net import BATCH, KEYS, W, X, Y, linear, softmax
 from linear_net import run_crafting as run
 from small_runs import Net
 
-from advjax import types
+from advjax import Target, types
 from advjax.attacks import FGSM, PGD, Square
 from advjax.balls import Linf
 from advjax.losses import kl_divergence
