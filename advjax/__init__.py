@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 from advjax._faces import lazy
 
 if TYPE_CHECKING:
+    from advjax.answers import as_model as as_model
+    from advjax.answers import example_keys as example_keys
     from advjax.attacks import *
     from advjax.balls import L0 as L0
     from advjax.balls import L1 as L1
@@ -52,6 +54,10 @@ if TYPE_CHECKING:
     from advjax.models import init as init
     from advjax.models import load_torch as load_torch
     from advjax.models import reverse_gradient as reverse_gradient
+    from advjax.pytrees import per_example as per_example
+    from advjax.pytrees import pytree as pytree
+    from advjax.pytrees import replace as replace
+    from advjax.pytrees import static as static
     from advjax.training import Training as Training
     from advjax.training import fit as fit
     from advjax.training import load_classifier as load_classifier
@@ -63,12 +69,6 @@ if TYPE_CHECKING:
     from advjax.types import Model as Model
     from advjax.types import Objective as Objective
     from advjax.types import Record as Record
-    from advjax.types import as_model as as_model
-    from advjax.types import example_keys as example_keys
-    from advjax.types import per_example as per_example
-    from advjax.types import pytree as pytree
-    from advjax.types import replace as replace
-    from advjax.types import static as static
 
 try:
     __version__ = version("advjax")

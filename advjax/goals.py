@@ -7,7 +7,8 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 
-from advjax.types import Array, Goal, LossFn, pytree
+from advjax.pytrees import Array, pytree
+from advjax.types import Goal, LossFn
 
 
 @pytree

@@ -14,26 +14,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
 import jax
 
-from advjax.answers import (  # noqa: F401
-    as_model,
-    example_keys,
-    fold_in_each,
-    is_stochastic,
-    runs_on_host,
-)
+from advjax.answers import as_model, fold_in_each
 from advjax.checks import check_batch
 from advjax.losses import margin
-from advjax.pytrees import (  # noqa: F401
-    Array,
-    ArrayLike,
-    Key,
-    Settings,
-    driver_only,
-    per_example,
-    pytree,
-    replace,
-    static,
-)
+from advjax.pytrees import Array, ArrayLike, Key, Settings, pytree
 
 if TYPE_CHECKING:
     from advjax.balls import Ball

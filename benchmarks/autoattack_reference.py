@@ -23,7 +23,7 @@ import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
 
 from advjax import AutoAttack, Linf, create, example_keys, from_torch, load_torch  # noqa: E402
-from advjax.types import fold_in_each  # noqa: E402
+from advjax.answers import fold_in_each  # noqa: E402
 
 HERE = Path(__file__).resolve().parent
 STAGES = {"apgd_ce": 1, "apgd_t": 9, "fab_t": 9, "square": 1}  # parts of each

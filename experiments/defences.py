@@ -101,6 +101,7 @@ from advjax import (
     margin,
     replace,
 )
+from advjax.answers import is_stochastic
 from advjax.data import Dataset, to_float
 from advjax.defences import (
     ABSTAIN,
@@ -119,7 +120,6 @@ from advjax.defences import (
 from advjax.report.charts import Chart
 from advjax.report.page import Text, write_report
 from advjax.training import optimizer, schedule
-from advjax.types import is_stochastic
 
 ATTACKS = ("pgd", "known", "c&w", "transfer", "square")
 

@@ -58,8 +58,8 @@ from advjax import (
     load,
     pytree,
 )
+from advjax.pytrees import Array, ArrayLike, Key
 from advjax.training import optimizer, schedule
-from advjax.types import Array, ArrayLike, Key
 
 
 @pytree

@@ -35,8 +35,9 @@ from typing import Any
 import jax
 
 from advjax import FGSM, PGD, Linf, Madry, Training, create, load, pytree, replace
+from advjax.answers import fold_in_each
+from advjax.pytrees import Array, ArrayLike, Key
 from advjax.training import optimizer, schedule
-from advjax.types import Array, ArrayLike, Key, fold_in_each
 
 
 @pytree

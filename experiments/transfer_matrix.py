@@ -51,10 +51,10 @@ from advjax.attacks.substitute import Perceptron
 from advjax.data import Dataset, to_float
 from advjax.evaluation.transfer import TransferMatrix, transfer_matrix
 from advjax.models.external import from_sklearn
+from advjax.pytrees import Array, ArrayLike
 from advjax.report.heatmap import HeatMap
 from advjax.report.page import Text, write_report
 from advjax.training import optimizer
-from advjax.types import Array, ArrayLike
 
 TECHNIQUES = ("DNN", "LR", "SVM", "DT", "kNN")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from advjax.types import pytree, static
+from advjax.pytrees import pytree, static
 
 
 @pytree

@@ -12,7 +12,7 @@ import numpy as np
 
 from advjax.data.batches import batch_indices
 from advjax.data.dataset import Dataset, to_float
-from advjax.types import Array, Key
+from advjax.pytrees import Array, Key
 
 # Folded into the run's key for the orders of the two image streams; no step gets this far.
 _ORDER, _UNLABELLED_ORDER = np.uint32(0xFFFFFFFF), np.uint32(0xFFFFFFFE)

@@ -7,7 +7,7 @@ from typing import Any
 
 import flax.linen as nn
 
-from advjax.types import Array
+from advjax.pytrees import Array
 
 Change = Callable[[Callable[[Array], Array], Array], Array]
 

@@ -13,10 +13,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from advjax.answers import as_model
 from advjax.arguments import check_number
 from advjax.attacks.bpda import bpda
+from advjax.pytrees import Array, ArrayLike, Key, pytree, replace
 from advjax.report.charts import Chart, Line
-from advjax.types import Array, ArrayLike, Key, as_model, pytree, replace
 
 
 @pytree

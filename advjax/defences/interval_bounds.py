@@ -25,10 +25,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
+from advjax.answers import as_model, is_stochastic
 from advjax.arguments import check_ball
 from advjax.balls import Ball, Linf
 from advjax.checks import check_images, check_labels
-from advjax.types import Array, as_model, is_stochastic
+from advjax.pytrees import Array
 
 _EPS, _TINY = 2.0**-23, float(np.finfo(np.float32).tiny)
 

@@ -8,11 +8,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from advjax.answers import as_model
 from advjax.arguments import check_number
 from advjax.attacks.bpda import bpda
 from advjax.defences._intercept import call_changed
 from advjax.models.layers import ReLU
-from advjax.types import Array, ArrayLike, as_model, pytree, static
+from advjax.pytrees import Array, ArrayLike, pytree, static
 
 _BACKWARD = {"relu": jax.nn.relu, "identity": lambda x: x}
 

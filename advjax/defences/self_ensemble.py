@@ -11,9 +11,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from advjax.answers import as_model, example_keys, fold_in_each
 from advjax.arguments import check_count, check_number
 from advjax.defences._intercept import Change, call_changed
-from advjax.types import Array, ArrayLike, Key, as_model, example_keys, fold_in_each, pytree, static
+from advjax.pytrees import Array, ArrayLike, Key, pytree, static
 
 SIGMA_FIRST, SIGMA_INNER = 0.2, 0.1  # the paper's, of images in [0, 1]
 

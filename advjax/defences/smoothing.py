@@ -10,20 +10,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from advjax.answers import as_model, example_keys, fold_in_each, is_stochastic
 from advjax.arguments import check_count, check_number
 from advjax.checks import check_images, classes_of
 from advjax.evaluation.statistics import clopper_pearson
-from advjax.types import (
-    Array,
-    ArrayLike,
-    Key,
-    as_model,
-    example_keys,
-    fold_in_each,
-    is_stochastic,
-    pytree,
-    static,
-)
+from advjax.pytrees import Array, ArrayLike, Key, pytree, static
 
 ABSTAIN = -1  # in the place of a class
 _CHOOSE, _ESTIMATE = 0, 1  # tags: the draws that choose a class and those that count it

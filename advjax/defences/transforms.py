@@ -11,10 +11,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from advjax.answers import as_model, is_stochastic
 from advjax.arguments import check_count, check_number, check_pictures
 from advjax.attacks.bpda import bpda
 from advjax.balls import concrete
-from advjax.types import Array, ArrayLike, Key, as_model, is_stochastic, pytree, replace, static
+from advjax.pytrees import Array, ArrayLike, Key, pytree, replace, static
 
 
 @pytree

@@ -14,7 +14,8 @@ from advjax.checks import check_batch
 from advjax.evaluation.statistics import clopper_pearson
 from advjax.goals import Misclassify
 from advjax.losses import margin
-from advjax.types import Array, Goal, Key, Model
+from advjax.pytrees import Array, Key
+from advjax.types import Goal, Model
 
 DRAWS = 100  # by default
 

@@ -9,13 +9,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from advjax.answers import as_model, example_keys, fold_in_each
 from advjax.attacks import Attack
 from advjax.checks import check_batch
 from advjax.evaluation.draws import DRAWS
 from advjax.evaluation.result import Evaluation
 from advjax.evaluation.runner import Progress, Runner, predict
 from advjax.spec import describe
-from advjax.types import as_model, example_keys, fold_in_each
 
 
 def evaluate(

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from advjax.answers import as_model, runs_on_host
 from advjax.attacks import Attack
 from advjax.attacks.transferred import quantised
 from advjax.data import to_float
@@ -21,7 +22,6 @@ from advjax.evaluation.statistics import Accuracy
 from advjax.report.heatmap import HeatMap, percent
 from advjax.report.text import aligned
 from advjax.spec import describe
-from advjax.types import as_model, runs_on_host
 
 _SHOWN = {
     "fooled": "Fooled, % of the images that the target gets right when clean",

@@ -11,7 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from advjax.types import pytree
+from advjax.pytrees import pytree
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=["variables"], meta_fields=["module"])

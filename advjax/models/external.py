@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from advjax.types import Array, pytree, static
+from advjax.pytrees import Array, pytree, static
 
 HostFunction = Callable[[np.ndarray], np.ndarray]
 

@@ -8,7 +8,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from advjax.types import Array, Key, as_model, fold_in_each, is_stochastic, pytree
+from advjax.answers import as_model, fold_in_each, is_stochastic
+from advjax.pytrees import Array, Key, pytree
 
 
 @pytree

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import jax
 import jax.numpy as jnp
 
-from advjax.types import Array, Key, pytree
+from advjax.pytrees import Array, Key, pytree
 
 
 @pytree

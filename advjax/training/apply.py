@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from advjax.types import Array, Key, pytree, static
+from advjax.pytrees import Array, Key, pytree, static
 
 
 def _takes_train(module_type: Any) -> bool:

@@ -16,7 +16,7 @@ from typing import Any
 import jax
 import optax
 
-from advjax.types import Array
+from advjax.pytrees import Array
 
 
 @jax.tree_util.register_static

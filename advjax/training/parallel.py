@@ -16,9 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from advjax.pytrees import Array, replace
 from advjax.runs.state import TrainState
 from advjax.training.step import AXIS, Step
-from advjax.types import Array, replace
 
 
 def parallel(step: Step, devices: Sequence[jax.Device]) -> Callable[..., Any]:

@@ -7,7 +7,8 @@ from typing import Any
 
 import jax
 
-from advjax.types import Apply, Array, Aux, Key, Net, Objective, pytree, static
+from advjax.pytrees import Array, Key, pytree, static
+from advjax.types import Apply, Aux, Net, Objective
 
 
 @pytree

@@ -13,17 +13,14 @@ import optax
 
 from advjax.data import Dataset
 from advjax.data.streams import Batches, Streams, check_shape
+from advjax.pytrees import Array
 from advjax.runs.state import Average, EqualAverage, MovingAverage, TrainState, create_state
 from advjax.spec import FORMAT, checksum, describe
 from advjax.training.apply import Bound, LinenApply
-from advjax.training.describe import (
-    describe_data,
-    describe_network,
-    describe_optimizer,
-)
+from advjax.training.describe import describe_data, describe_network, describe_optimizer
 from advjax.training.plain import as_objective
 from advjax.training.step import AXIS, Step, make_step
-from advjax.types import Array, Objective
+from advjax.types import Objective
 
 _COUNTS = ("epochs", "steps", "batch_size", "evaluate_every", "evaluate_examples", "patience",
            "swa_start", "unlabelled_ratio", "log_every")  # fmt: skip

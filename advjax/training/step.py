@@ -11,9 +11,10 @@ import jax.numpy as jnp
 import optax
 
 from advjax.data.streams import Batches
+from advjax.pytrees import Array, Key, replace
 from advjax.runs.state import Average, TrainState
 from advjax.training.apply import check_stats
-from advjax.types import Apply, Array, Key, Objective, axis_of, replace
+from advjax.types import Apply, Objective, axis_of
 
 AXIS = "batch"
 Step = Callable[..., tuple[TrainState, dict[str, Array]]]

@@ -25,7 +25,7 @@ from advjax import (
     pytree,
     replace,
 )
-from advjax.types import is_stochastic
+from advjax.answers import is_stochastic
 
 QUERIES = 30
 ATTACKS = {

@@ -20,7 +20,7 @@ from advjax.defences.detectors import (
     undetected_target,
 )
 from advjax.defences.transforms import BitDepth, MedianFilter
-from advjax.types import replace
+from advjax.pytrees import replace
 
 RNG = np.random.default_rng(0)
 Y = np.arange(60) % 3

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from advjax import Classifier, create, init
+from advjax.answers import example_keys, fold_in_each
 from advjax.attacks import EOT, PGD
 from advjax.balls import Linf
 from advjax.defences.self_ensemble import NoisyConvolutions, RandomSelfEnsemble
 from advjax.training import LinenApply, Standard
-from advjax.types import example_keys, fold_in_each
 
 NET = create("lenet5", classes=3, filters=(2, 3), width=4)
 X = jnp.asarray(np.random.default_rng(0).random((4, 4, 4, 1)), jnp.float32)

@@ -11,8 +11,8 @@ import pytest
 from scipy import stats
 
 from advjax import EOT, L2, PGD
+from advjax.answers import example_keys
 from advjax.defences.smoothing import ABSTAIN, Smoothed
-from advjax.types import example_keys
 
 RNG = np.random.default_rng(0)
 W = jnp.asarray(RNG.normal(size=12), jnp.float32)

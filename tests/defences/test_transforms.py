@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 from scipy import ndimage, optimize
 
+from advjax.answers import example_keys, is_stochastic, runs_on_host
 from advjax.attacks import EOT, PGD
 from advjax.balls import Linf
 from advjax.defences.smoothing import Smoothed
@@ -21,7 +22,6 @@ from advjax.defences.transforms import (
     TotalVariation,
 )
 from advjax.models import Transformed
-from advjax.types import example_keys, is_stochastic, runs_on_host
 
 X = jnp.asarray(np.random.default_rng(0).random((2, 6, 5, 3)), jnp.float32)
 

@@ -4,10 +4,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from advjax.answers import example_keys
 from advjax.attacks import Attack
 from advjax.balls import Linf
 from advjax.goals import Misclassify
-from advjax.types import Record, example_keys, pytree, static
+from advjax.pytrees import pytree, static
+from advjax.types import Record
 
 BATCHES: list[int] = []  # the batch size of every run of ``Brighten``
 

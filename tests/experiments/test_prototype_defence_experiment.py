@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from advjax.answers import example_keys
 from advjax.evaluation import Accuracy
 from advjax.experiment import load_experiment
-from advjax.types import example_keys
 
 ROOT = Path(__file__).parents[2]
 FILE, PAGE = ROOT / "experiments" / "prototype_defence.py", ROOT / "docs" / "new_defence.md"

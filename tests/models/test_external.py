@@ -10,11 +10,11 @@ from sklearn.svm import SVC, LinearSVC
 from sklearn.tree import DecisionTreeClassifier
 
 from advjax import FGSM, Linf, evaluate, load
+from advjax.answers import runs_on_host
 from advjax.attacks.core.oracle import Labels
 from advjax.attacks.transferred import Transferred
 from advjax.data import to_float
 from advjax.models.external import External, from_sklearn
-from advjax.types import runs_on_host
 
 WEIGHTS = np.random.default_rng(0).normal(size=(12, 3)).astype(np.float32)
 

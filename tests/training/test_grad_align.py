@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 from linear_net import BATCH, KEYS, W, X, Y, linear, run
 
+from advjax.answers import fold_in_each
 from advjax.attacks import FGSM
 from advjax.balls import Linf
 from advjax.training import Madry, Standard
 from advjax.training.objectives.grad_align import GradAlign
-from advjax.types import Net, fold_in_each
+from advjax.types import Net
 
 RNG = np.random.default_rng(1)
 UNIT = jax.jit(lambda: Linf(eps=1.0).sample(fold_in_each(KEYS, 2), X))()  # the draw of a neighbour

@@ -10,9 +10,10 @@ from small_runs import flat_linear, random_data, run_steps, step_training
 
 from advjax.attacks import FGSM
 from advjax.balls import Linf
+from advjax.pytrees import pytree
 from advjax.training import AWP, GradientPenalty, Madry, Standard
 from advjax.training.plain import as_objective
-from advjax.types import Aux, Objective, pytree
+from advjax.types import Aux, Objective
 
 PARAMS = {"w": jnp.zeros((16, 4)), "b": jnp.zeros(4)}
 

@@ -7,10 +7,10 @@ import optax
 import pytest
 from small_runs import Net
 
+from advjax.answers import fold_in_each
 from advjax.attacks import FGSM, PGD
 from advjax.balls import Linf
 from advjax.training import LinenApply, Madry, Standard, smoothed_cross_entropy
-from advjax.types import fold_in_each
 
 X = np.random.default_rng(0).uniform(0.2, 0.8, (6, 4, 4, 1)).astype(np.float32)
 Y = np.asarray([0, 1, 2, 3, 0, 1], np.int32)

@@ -10,9 +10,10 @@ import pytest
 from small_runs import flat_linear, random_data, run_steps, step_training
 
 from advjax.data import Augment, to_float
+from advjax.pytrees import pytree
 from advjax.training import fit
 from advjax.training.apply import Bound
-from advjax.types import Aux, pytree
+from advjax.types import Aux
 
 PARAMS = {"w": jnp.zeros((16, 4)), "b": jnp.zeros(4)}
 INDEX = np.random.default_rng(3).integers(-1, 110, (40, 3)).astype(np.int32)

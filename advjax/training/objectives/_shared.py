@@ -8,23 +8,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from advjax.answers import fold_in_each
 from advjax.attacks import PGD
 from advjax.balls import concrete
 from advjax.losses import cross_entropy
+from advjax.pytrees import Array, ArrayLike, Key, replace
 from advjax.training.apply import Bound
 from advjax.training.plain import as_objective
-from advjax.types import (
-    ATTACK,
-    NOISE,
-    Array,
-    ArrayLike,
-    Aux,
-    Key,
-    Net,
-    Objective,
-    fold_in_each,
-    replace,
-)
+from advjax.types import ATTACK, NOISE, Aux, Net, Objective
 
 _SECOND = 3  # the tag of a second pass, whose dropout is its own
 

@@ -11,8 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from advjax.balls import concrete
+from advjax.pytrees import Array, ArrayLike, pytree, replace
 from advjax.training.objectives._shared import Around
-from advjax.types import Array, ArrayLike, Aux, Net, pytree, replace
+from advjax.types import Aux, Net
 
 
 @pytree

@@ -12,9 +12,10 @@ import jax.numpy as jnp
 
 from advjax.arguments import check_number
 from advjax.losses import cross_entropy
+from advjax.pytrees import Array, ArrayLike, pytree, replace
 from advjax.training.objectives._shared import Around, accuracy, noise_like
 from advjax.training.objectives.standard import Standard
-from advjax.types import Array, ArrayLike, Aux, Net, Objective, pytree, replace
+from advjax.types import Aux, Net, Objective
 
 
 class Regularised(Around):

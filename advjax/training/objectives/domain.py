@@ -14,8 +14,9 @@ import jax.numpy as jnp
 
 from advjax.arguments import check_number
 from advjax.losses import cross_entropy
+from advjax.pytrees import Array, ArrayLike, pytree, replace, static
 from advjax.training.objectives._shared import accuracy, check_batch
-from advjax.types import Array, ArrayLike, Aux, Net, Objective, pytree, replace, static
+from advjax.types import Aux, Net, Objective
 
 
 def dann_factor(progress: ArrayLike, gamma: ArrayLike = 10.0) -> Array:

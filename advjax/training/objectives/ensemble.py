@@ -9,7 +9,9 @@ from typing import Any
 
 import jax
 
+from advjax.answers import as_model, fold_in_each
 from advjax.attacks import Attack
+from advjax.pytrees import Array, ArrayLike, Key, pytree
 from advjax.training.objectives._shared import (
     Scheduled,
     attacked_loss,
@@ -17,17 +19,7 @@ from advjax.training.objectives._shared import (
     check_fraction,
     frozen,
 )
-from advjax.types import (
-    ATTACK,
-    Array,
-    ArrayLike,
-    Aux,
-    Key,
-    Net,
-    as_model,
-    fold_in_each,
-    pytree,
-)
+from advjax.types import ATTACK, Aux, Net
 
 _SOURCE = 3  # the tag of the draw of the batch's source
 

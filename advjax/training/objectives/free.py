@@ -9,8 +9,9 @@ import jax
 import jax.numpy as jnp
 
 from advjax.balls import Ball, check_finite
+from advjax.pytrees import Array, ArrayLike, pytree, static
 from advjax.training.objectives._shared import accuracy, check_fraction, smoothed_cross_entropy
-from advjax.types import Array, ArrayLike, Aux, Net, Objective, pytree, static
+from advjax.types import Aux, Net, Objective
 
 
 @pytree

@@ -9,9 +9,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from advjax.answers import fold_in_each
+from advjax.pytrees import Array, ArrayLike, pytree, replace
 from advjax.training.objectives.controls import Regularised, input_gradient
 from advjax.training.objectives.graph import sum_by_nonzero_weights
-from advjax.types import NOISE, Array, ArrayLike, Net, fold_in_each, pytree, replace
+from advjax.types import NOISE, Net
 
 _SMALLEST = 1e-30  # a gradient's largest entry from which on it counts; as good as zero below
 

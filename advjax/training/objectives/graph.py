@@ -10,20 +10,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from advjax.answers import fold_in_each
 from advjax.arguments import check_number
 from advjax.losses import cross_entropy
+from advjax.pytrees import Array, ArrayLike, pytree, replace, static
 from advjax.training.objectives._shared import accuracy, check_batch
-from advjax.types import (
-    Array,
-    ArrayLike,
-    Aux,
-    Net,
-    Objective,
-    fold_in_each,
-    pytree,
-    replace,
-    static,
-)
+from advjax.types import Aux, Net, Objective
 
 Distance = Literal["l1", "l2", "cosine", "kl", "jsd"]
 Transform = Literal["none", "softmax"]

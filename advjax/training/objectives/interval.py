@@ -12,9 +12,10 @@ from advjax.arguments import check_ball
 from advjax.balls import Ball, Linf
 from advjax.defences.interval_bounds import box, worst_margins
 from advjax.losses import cross_entropy
+from advjax.pytrees import Array, ArrayLike, pytree, replace, static
 from advjax.training.apply import Bound
 from advjax.training.objectives._shared import accuracy, check_fraction
-from advjax.types import Array, ArrayLike, Aux, Net, Objective, pytree, replace, static
+from advjax.types import Aux, Net, Objective
 
 
 @pytree

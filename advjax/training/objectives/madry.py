@@ -7,9 +7,11 @@ from collections.abc import Callable, Mapping
 
 import jax
 
+from advjax.answers import fold_in_each
 from advjax.attacks import Attack
+from advjax.pytrees import Array, ArrayLike, pytree, static
 from advjax.training.objectives._shared import Scheduled, attacked_loss, check_fraction, frozen
-from advjax.types import ATTACK, DROPOUT, Array, ArrayLike, Aux, Net, fold_in_each, pytree, static
+from advjax.types import ATTACK, DROPOUT, Aux, Net
 
 
 @pytree

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from advjax.arguments import check_number
 from advjax.attacks import PGD
 from advjax.losses import cross_entropy
+from advjax.pytrees import Array, ArrayLike, pytree, static
 from advjax.training.objectives._shared import (
     Scheduled,
     accuracies,
@@ -19,7 +20,7 @@ from advjax.training.objectives._shared import (
     frozen,
     pgd_from_noise,
 )
-from advjax.types import Array, ArrayLike, Aux, Net, pytree, static
+from advjax.types import Aux, Net
 
 
 def boosted_cross_entropy(logits: Array, y: Array) -> Array:

@@ -8,22 +8,13 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
+from advjax.answers import fold_in_each
 from advjax.arguments import check_count, check_number
 from advjax.balls import L1, L2, Linf
 from advjax.losses import cross_entropy
+from advjax.pytrees import Array, ArrayLike, pytree, static
 from advjax.training.objectives._shared import accuracies, both_passes, frozen
-from advjax.types import (
-    DROPOUT,
-    NOISE,
-    Array,
-    ArrayLike,
-    Aux,
-    Net,
-    Objective,
-    fold_in_each,
-    pytree,
-    static,
-)
+from advjax.types import DROPOUT, NOISE, Aux, Net, Objective
 
 Norm = Literal["l2", "infinity", "l1"]
 _BALLS: dict[str, Any] = {"l2": L2, "infinity": Linf, "l1": L1}

@@ -6,8 +6,9 @@ from collections.abc import Mapping
 
 import jax.numpy as jnp
 
+from advjax.pytrees import Array, ArrayLike, pytree
 from advjax.training.objectives._shared import accuracy, check_fraction, smoothed_cross_entropy
-from advjax.types import Array, ArrayLike, Aux, Net, Objective, pytree
+from advjax.types import Aux, Net, Objective
 
 
 @pytree

@@ -8,22 +8,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from advjax.answers import fold_in_each
 from advjax.arguments import check_count, check_number
 from advjax.losses import cross_entropy, kl_divergence
+from advjax.pytrees import Array, ArrayLike, Key, pytree, replace, static
 from advjax.training.objectives._shared import accuracy
-from advjax.types import (
-    NOISE,
-    Array,
-    ArrayLike,
-    Aux,
-    Key,
-    Net,
-    Objective,
-    fold_in_each,
-    pytree,
-    replace,
-    static,
-)
+from advjax.types import NOISE, Aux, Net, Objective
 
 _UNLABELLED = 4  # the tag of the draws of a place's unlabelled images
 _STATISTICS = ("labelled", "unlabelled")
