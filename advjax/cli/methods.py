@@ -257,7 +257,7 @@ def _defaults(source: Callable[..., Any]) -> dict[str, Any]:
     """Name to default of fields or parameters."""
     if isinstance(source, type):
         fields: Any = dataclasses.fields(source)  # type: ignore[arg-type]
-        return {f.name: f.default for f in fields}
+        return {f.name: f.default for f in fields if f.init}
     parameters = inspect.signature(source).parameters.values()
     return {p.name: p.default for p in parameters if p.kind is not p.VAR_KEYWORD}
 
