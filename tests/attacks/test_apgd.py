@@ -149,7 +149,7 @@ def test_iterates_and_step_sizes_are_the_published_ones(network, key, ball):
         for i in range(100):
             state = step(np.int32(i), state)
             images.append(state.x_adv)
-            sizes.append(ball.eps * state.step_size)
+            sizes.append(ball.eps * state.schedule.step_size)
     images, sizes = np.stack(images, 1), np.stack(sizes, 1)
     norm, agreed, least = type(ball).__name__.lower(), [], []
     for b in range(x.shape[0]):
@@ -171,11 +171,11 @@ def test_checkpoints_of_a_hundred_steps(network, key):
     model, x, y, _ = network
     attack = APGD(ball=Linf(0.1))
     state = jax.jit(attack.init)(key, model, x, y, jnp.int32(100))
-    check = jax.jit(attack._check_rises)
-    seen = [int(state.checkpoint)]
+    update = jax.jit(type(state.schedule).update)
+    schedule, seen = state.schedule, [int(state.schedule.checkpoint)]
     for i in range(100):
-        state, _ = check(state, np.int32(i), x)
-        seen.append(int(state.checkpoint))
+        schedule, _ = update(schedule, np.int32(i), state.best_loss, attack.rho)
+        seen.append(int(schedule.checkpoint))
     np.testing.assert_array_equal(np.unique(seen), [22, 41, 57, 70, 80, 87, 93, 99, 105])
 
 
