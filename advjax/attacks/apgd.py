@@ -111,8 +111,7 @@ class APGD(Iterative):
     def init(self, key: Key, model: Model, x: Array, y: Array, steps: Array) -> _State:
         keys = example_keys(key, x.shape[0])
         zero = jnp.zeros_like(row(x))
-        never, target, tally = zero > 0, None, Tally.start(x)
-        live = ~never
+        live, target, tally = zero == 0, None, Tally.start(x)
         if self.until_success or self.rank is not None:
             judged, target, live = self._look(keys, model, x, y)
             fooled = judged.success & self.until_success
