@@ -1,6 +1,7 @@
 """Attacks: one idea per file, composed, never subclassed."""
 
 from advjax import _faces
+from advjax.attacks.acg import ACG as ACG
 from advjax.attacks.apgd import APGD as APGD
 from advjax.attacks.autoattack import AutoAttack as AutoAttack
 from advjax.attacks.boundary import Boundary as Boundary

@@ -10,8 +10,16 @@ import jax.numpy as jnp
 from advjax.answers import draws_of, example_keys, fold_if_any, fold_in_each, is_stochastic
 from advjax.arguments import check_ball, check_count, check_goal, check_loss, check_rank
 from advjax.attacks.core.boundaries import of_rank
+from advjax.attacks.core.checkpoints import Checkpoints
 from advjax.attacks.core.driver import Iterative
-from advjax.attacks.core.judging import Judgement, Tally, ask, ask_with_gradient, judge
+from advjax.attacks.core.judging import (
+    Judgement,
+    Strongest,
+    Tally,
+    ask,
+    ask_with_gradient,
+    judge,
+)
 from advjax.attacks.core.minimal import at_distance
 from advjax.attacks.core.rows import row, vanished, widen
 from advjax.balls import L0, L1, L2, Ball, Linf, signs_of_largest
@@ -35,9 +43,7 @@ _changed = L0().size  # how many pixels a perturbation has
 class _State:
     """Between two steps. ``best`` is by loss, until an adversarial image ends the search."""
 
-    total: Array  # steps that the schedule is for
-    window: Array  # length of the current window between checkpoints
-    checkpoint: Array  # the step that closes it
+    schedule: Checkpoints
     keys: Any  # [B] keys for a randomised model, else None
     target: Any  # [B] classes to reach where there is a rank, else None
     live: Array
@@ -46,14 +52,7 @@ class _State:
     best: Array
     best_grad: Array
     best_loss: Array
-    found: Any  # best by success, then loss, where the search goes on after a success, else None
-    found_loss: Any
-    success: Array
-    step_size: Array  # in eps
-    loss: Array  # of the iterate before
-    rises: Array  # steps of this window that raised the loss
-    loss_then: Array  # best loss at the last checkpoint
-    shortened: Array  # whether the last checkpoint shortened the step
+    found: Any  # Strongest, where the search goes on after a success, else None
     pixels: Any  # L1: how many pixels the best perturbation had at the last checkpoint
     moved: Any  # L1: how many pixels a step moves
     tally: Tally
@@ -112,23 +111,22 @@ class APGD(Iterative):
     def init(self, key: Key, model: Model, x: Array, y: Array, steps: Array) -> _State:
         keys = example_keys(key, x.shape[0])
         zero = jnp.zeros_like(row(x))
-        never, target, tally = zero > 0, None, Tally.start(x)
-        live, fooled = ~never, never
+        live, target, tally = zero == 0, None, Tally.start(x)
         if self.until_success or self.rank is not None:
             judged, target, live = self._look(keys, model, x, y)
             fooled = judged.success & self.until_success
             live &= ~fooled
             tally = tally.spend(forwards=1).see(replace(judged, success=fooled), 0)
         sparse = isinstance(self.ball, L1)
-        start, window = self._start(keys, x, steps), self._window(steps, 0)
+        start = self._start(keys, x, steps)
+        schedule = Checkpoints.start(x, steps)
         pixels = moved = None
         if sparse:
+            schedule = Checkpoints.start(x, steps, window=self._window(steps, 0), step_size=1)
             pixels = _changed(start - x) if self.shrink else self.ball.free(x)
             moved = _fewer(pixels, _SHORTER if self.shrink else _FIRST)
         return _State(
-            total=steps,
-            window=window,
-            checkpoint=window,
+            schedule=schedule,
             keys=keys if is_stochastic(model) else None,
             target=target,
             live=live,
@@ -137,14 +135,7 @@ class APGD(Iterative):
             best=x,
             best_grad=jnp.zeros_like(x),
             best_loss=zero - jnp.inf,
-            found=None if self.until_success else x,
-            found_loss=None if self.until_success else zero - jnp.inf,
-            success=fooled,
-            step_size=zero + (1 if sparse else 2),
-            loss=zero + jnp.inf,
-            rises=zero.astype(jnp.int32),
-            loss_then=zero - jnp.inf,
-            shortened=~never,
+            found=None if self.until_success else Strongest.start(x),
             pixels=pixels,
             moved=moved,
             tally=tally,
@@ -178,9 +169,7 @@ class APGD(Iterative):
         return self.ball.scaled(3.0 - self._part(total, i)) if self.shrink else self.ball
 
     def _window(self, total: Array, i: Any) -> Array:
-        """The length of the first window of the run, in L1 of all windows of step i's part."""
-        if not isinstance(self.ball, L1):
-            return jnp.maximum(total * 22 // 100, 1)
+        """In L1 the length of all windows of step i's part."""
         if self.shrink:
             third = total * 3 // 10
             total = jnp.where(self._part(total, i) == 2, total - 2 * third, third)
@@ -197,12 +186,14 @@ class APGD(Iterative):
         state = self._keep(state, judged, grad, i)
         tally = state.tally.spend(backwards=live).lose(live & vanished(grad))
         state = replace(state, tally=tally)
-        check, move = self._check_rises, self._move_all
         if isinstance(self.ball, L1):
-            check, move = self._check_sparsity, self._move_few
-        state, back = check(state, i, x)
+            state, back = self._check_sparsity(state, i, x)
+        else:
+            schedule, back = state.schedule.update(i, state.best_loss, self.rho)
+            state = replace(state, schedule=schedule)
         grad = jnp.where(widen(back, x), state.best_grad, grad)
         x_adv = jnp.where(widen(back, x), state.best, state.x_adv)
+        move = self._move_few if isinstance(self.ball, L1) else self._move_all
         return move(i, replace(state, x_adv=x_adv), grad, x)
 
     def _keep(self, state: _State, judged: Judgement, grad: Any, i: Any) -> _State:
@@ -211,21 +202,14 @@ class APGD(Iterative):
         Nothing that is returned of an example changes once it is not live; its iterates go on.
         """
         loss, live, tally = judged.loss, state.live, state.tally
-        counts = live & (self._part(state.total, i) == 2)
+        counts = live & (self._part(state.schedule.total, i) == 2)
         hit = judged.success & counts
         take = live & (loss > state.best_loss)
+        found = state.found
         if self.until_success:
             take |= hit
         else:
-            beats = (judged.success & ~state.success) | (
-                (judged.success == state.success) & (loss > state.found_loss)
-            )
-            beats &= counts
-            state = replace(
-                state,
-                found=jnp.where(widen(beats, state.x_adv), state.x_adv, state.found),
-                found_loss=jnp.where(beats, loss, state.found_loss),
-            )
+            found = found.keep(state.x_adv, judged, counts)
         wide = widen(take, state.best)
         return replace(
             state,
@@ -233,35 +217,14 @@ class APGD(Iterative):
             best=jnp.where(wide, state.x_adv, state.best),
             best_grad=state.best_grad if grad is None else jnp.where(wide, grad, state.best_grad),
             best_loss=jnp.where(take, loss, state.best_loss),
-            success=state.success | hit,
-            rises=state.rises + (loss > state.loss),
-            loss=loss,
+            found=found,
+            schedule=state.schedule.see(loss),
             tally=tally.spend(forwards=live).see(judged, tally.backwards, counts),
         )
 
-    def _check_rises(self, state: _State, i: Array, x: Array) -> tuple[_State, Array]:
-        """At a checkpoint halves too long steps; returns who goes back to the best."""
-        del x
-        due = i == state.checkpoint
-        long = state.rises <= self.rho * state.window
-        long |= ~state.shortened & (state.loss_then >= state.best_loss)
-        total = state.total
-        less, least = jnp.maximum(total * 3 // 100, 1), jnp.maximum(total * 6 // 100, 1)
-        window = jnp.where(due, jnp.maximum(state.window - less, least), state.window)
-        state = replace(
-            state,
-            window=window,
-            checkpoint=jnp.where(due, i + window, state.checkpoint),
-            step_size=jnp.where(due & long, state.step_size / 2, state.step_size),
-            rises=jnp.where(due, 0, state.rises),
-            loss_then=jnp.where(due, state.best_loss, state.loss_then),
-            shortened=jnp.where(due, long, state.shortened),
-        )
-        return state, due & long
-
     def _move_all(self, i: Array, state: _State, grad: Array, x: Array) -> _State:
         x_adv = state.x_adv
-        step_size = widen(jnp.asarray(self.ball.eps, x.dtype) * state.step_size, x)
+        step_size = widen(jnp.asarray(self.ball.eps, x.dtype) * state.schedule.step_size, x)
         end = self.ball.apply(x, x_adv + step_size * self.ball.steepest(grad, x_adv) - x)
         share = jnp.where(i > 0, _NEW_SHARE, 1.0).astype(x.dtype)
         moved = x_adv + share * (end - x_adv) + (1 - share) * (x_adv - state.before)
@@ -269,38 +232,45 @@ class APGD(Iterative):
 
     def _check_sparsity(self, state: _State, i: Array, x: Array) -> tuple[_State, Array]:
         """At a checkpoint of L1 sets the step; returns who goes back to the best."""
-        due = i == state.checkpoint
+        schedule = state.schedule
+        due = i == schedule.checkpoint
         pixels = _changed(state.best - x)
         sparser = pixels < _SPARSER * state.pixels
-        shorter = jnp.maximum(state.step_size / _SHORTER, _SHORTEST)
+        shorter = jnp.maximum(schedule.step_size / _SHORTER, _SHORTEST)
+        size = jnp.where(due, jnp.where(sparser, 1, shorter), schedule.step_size)
+        checkpoint = jnp.where(due, i + schedule.window, schedule.checkpoint)
         state = replace(
             state,
-            checkpoint=jnp.where(due, i + state.window, state.checkpoint),
-            step_size=jnp.where(due, jnp.where(sparser, 1, shorter), state.step_size),
+            schedule=replace(schedule, checkpoint=checkpoint, step_size=size),
             pixels=jnp.where(due, pixels, state.pixels),
             moved=jnp.where(due, _fewer(pixels, _SHORTER), state.moved),
         )
         return state, due & sparser
 
     def _move_few(self, i: Array, state: _State, grad: Array, x: Array) -> _State:
-        ball = self._ball(state.total, i + 1)
-        step_size = widen(jnp.asarray(ball.eps, x.dtype) * state.step_size, x)
+        schedule = state.schedule
+        total = schedule.total
+        ball = self._ball(total, i + 1)
+        step_size = widen(jnp.asarray(ball.eps, x.dtype) * schedule.step_size, x)
         aim = state.x_adv + step_size * signs_of_largest(self.ball.masked(grad), state.moved)
         if not self.shrink:
             return replace(state, x_adv=ball.apply(x, aim - x))
-        total = state.total
         turn = self._part(total, i) != self._part(total, i + 1)
         state = replace(state, x_adv=ball.apply(x, jnp.where(turn, state.best, aim) - x))
         window = self._window(total, i + 1)
         fresh = turn & state.live
         pixels = _changed(state.x_adv - x)
+        schedule = replace(
+            schedule,
+            window=window,
+            checkpoint=jnp.where(turn, i + 1 + window, schedule.checkpoint),
+            step_size=jnp.where(turn, 1, schedule.step_size),
+        )
         return replace(
             state,
-            window=window,
-            checkpoint=jnp.where(turn, i + 1 + window, state.checkpoint),
+            schedule=schedule,
             best=jnp.where(widen(fresh, x), state.x_adv, state.best),
             best_loss=jnp.where(fresh, -jnp.inf, state.best_loss),
-            step_size=jnp.where(turn, 1, state.step_size),
             pixels=jnp.where(turn, pixels, state.pixels),
             moved=jnp.where(turn, _fewer(pixels, _SHORTER), state.moved),
         )
@@ -308,11 +278,11 @@ class APGD(Iterative):
     def last(self, state: _State, model: Model, x: Array, y: Array) -> _State:
         keys = fold_if_any(state.keys, _LAST)
         _, judged = ask(self.goal, self.record_loss(state), model, state.x_adv, y, keys)
-        return self._keep(state, judged, None, state.total)
+        return self._keep(state, judged, None, state.schedule.total)
 
     def result(self, state: _State, x: Array) -> Array:
         del x
-        return state.best if self.until_success else state.found
+        return state.best if self.until_success else state.found.image
 
     def live(self, state: _State) -> Array:
         return state.live

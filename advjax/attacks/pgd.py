@@ -10,8 +10,8 @@ import numpy as np
 from advjax.answers import example_keys, fold_if_any, fold_in_each, is_stochastic
 from advjax.arguments import check_ball, check_count, check_loss, check_number
 from advjax.attacks.core.driver import Iterative
-from advjax.attacks.core.judging import Judgement, Tally, ask, ask_with_gradient
-from advjax.attacks.core.rows import row, spread, vanished, widen
+from advjax.attacks.core.judging import Judgement, Strongest, Tally, ask, ask_with_gradient
+from advjax.attacks.core.rows import spread, vanished
 from advjax.balls import L0, Ball
 from advjax.goals import Misclassify
 from advjax.losses import cross_entropy
@@ -29,9 +29,7 @@ class _State:
     keys: Any  # [B] keys for a randomised model, else None
     x_adv: Array
     velocity: Any  # [B, ...] where there is momentum, else None
-    best: Any  # [B, ...] where the best iterate is kept, else None
-    best_loss: Array
-    best_success: Array
+    best: Any  # Strongest where the best iterate is kept, else None
     tally: Tally
 
 
@@ -88,15 +86,12 @@ class PGD(Iterative):
         if self.random_start:
             start = self.ball.sample(fold_in_each(keys, _START), x)
             x_adv = self.ball.apply(x, start) if self.start_in_box else x + start
-        first = row(x_adv)
         return _State(
             taken=jnp.zeros((), jnp.int32),
             keys=keys if is_stochastic(model) else None,
             x_adv=x_adv,
             velocity=None if self.momentum is None else jnp.zeros_like(x),
-            best=x_adv if self.best else None,
-            best_loss=jnp.full_like(first, -jnp.inf),
-            best_success=jnp.zeros_like(first, dtype=bool),
+            best=Strongest.start(x_adv) if self.best else None,
             tally=Tally.start(x_adv),
         )
 
@@ -124,16 +119,7 @@ class PGD(Iterative):
         state = replace(state, tally=state.tally.spend(forwards=1).see(judged, i))
         if not self.best:
             return state
-        better = (judged.success & ~state.best_success) | (
-            (judged.success == state.best_success) & (judged.loss > state.best_loss)
-        )
-        wide = widen(better, state.x_adv)
-        return replace(
-            state,
-            best=jnp.where(wide, state.x_adv, state.best),
-            best_loss=jnp.where(better, judged.loss, state.best_loss),
-            best_success=judged.success | state.best_success,
-        )
+        return replace(state, best=state.best.keep(state.x_adv, judged))
 
     def last(self, state: _State, model: Model, x: Array, y: Array) -> _State:
         if not self.best:
@@ -144,7 +130,7 @@ class PGD(Iterative):
 
     def result(self, state: _State, x: Array) -> Array:
         del x
-        return state.best if self.best else state.x_adv
+        return state.best.image if self.best else state.x_adv
 
     def scaled(self, factor: ArrayLike) -> PGD:
         return replace(

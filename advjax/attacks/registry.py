@@ -88,6 +88,7 @@ ENTRIES = (
     _row("BIM", FIXED, ALL, "Kurakin et al. 2017, section 2.2", "n + n"),
     _row("PGD", FIXED, ALL, "Madry et al. 2018, section 2.1", "n + n"),
     _row("APGD", FIXED, _THREE, "Croce & Hein 2020, algorithm 1; 2021, algorithm 1 (L1)", "n + n"),
+    _row("ACG", FIXED, ("linf", "l2"), "Yamamura et al. 2022, algorithm 1", "up to n + n"),
     _row("AutoAttack", FIXED, _THREE, "Croce & Hein 2020, section 6",
          "up to 1,900 + 1,900, then 5,000 + 0 for what stands", targeted=False),
     _row("Square", BLACK, _THREE, "Andriushchenko et al. 2020, algorithms 1 to 3", "up to n + 0",

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from advjax.answers import draws_of
-from advjax.attacks.core.rows import row
+from advjax.attacks.core.rows import row, widen
 from advjax.checks import looks_like_probabilities
 from advjax.pytrees import Array, ArrayLike, Key, pytree, replace
 from advjax.types import Attack, Goal, LossFn, Model, Record
@@ -63,6 +63,45 @@ def ask_with_gradient(
     value_and_grad = jax.value_and_grad(lambda x: ask(goal, loss, model, x, y, keys), has_aux=True)
     (_, judged), grad = value_and_grad(x)
     return judged, jnp.where(jnp.isfinite(grad), grad, 0)
+
+
+@pytree
+class Strongest:
+    """The most adversarial image found so far, per example: adversarial before not, then by loss.
+
+    Attributes:
+      image: ``[B, ...]``; the first one until a loss is known.
+      loss: ``[B]``, minus infinity until then.
+      success: ``[B]`` bool, whether it is adversarial.
+    """
+
+    image: Array
+    loss: Array
+    success: Array
+
+    @classmethod
+    def start(cls, image: Array) -> Strongest:
+        """Nothing judged yet."""
+        first = row(image)
+        return cls(
+            image=image,
+            loss=jnp.full_like(first, -jnp.inf),
+            success=jnp.zeros_like(first, dtype=bool),
+        )
+
+    def keep(self, image: Array, judged: Judgement, live: Array | None = None) -> Strongest:
+        """With these images where they are stronger, of those ``live [B]`` alone if given."""
+        success = judged.success if live is None else judged.success & live
+        better = (success & ~self.success) | (
+            (judged.success == self.success) & (judged.loss > self.loss)
+        )
+        if live is not None:
+            better &= live
+        return Strongest(
+            image=jnp.where(widen(better, image), image, self.image),
+            loss=jnp.where(better, judged.loss, self.loss),
+            success=self.success | success,
+        )
 
 
 @pytree
