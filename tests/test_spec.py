@@ -19,7 +19,7 @@ from advjax import L2, PGD, Linf, Madry, Restarts, Targeted, create, defences, p
 from advjax.attacks import registry
 from advjax.balls import L0, L1
 from advjax.experiment import load_experiment
-from advjax.models import Classifier, Transformed
+from advjax.models import Transformed
 from advjax.spec import SpecError, checksum, describe, from_json, readable, to_json
 from advjax.training import optimizer, schedule
 
@@ -69,50 +69,8 @@ def test_every_wrapper_comes_back(attack):
     comes_back(attack)
 
 
-def network():
-    module = create("mlp", hidden=(2,))
-    params = {"w": jnp.arange(3.0)}
-    return Classifier(module, {"params": params})
-
-
 def points(model):
     return model
-
-
-DEFENCES = {
-    "BitDepth": lambda d, m: d(bits=3),
-    "FeatureSqueezing": lambda d, m: d(model=m, squeezers=(defences.BitDepth(bits=3),)),
-    "JPEG": lambda d, m: d(quality=75),
-    "JumpReLU": lambda d, m: d(model=m, kappa=0.1),
-    "KernelDensity": lambda d, m: d(
-        model=m, features=points, points=np.eye(3), labels=jnp.array([0, 2, 1]), bandwidth=0.3
-    ),
-    "Mahalanobis": lambda d, m: d(features=points, means=np.eye(3), whitening=np.eye(3)),
-    "MedianFilter": lambda d, m: d(window=3),
-    "NoisyConvolutions": lambda d, m: d(network=m.module, sigma_first=0.1),
-    "PixelDropout": lambda d, m: d(keep=0.7),
-    "Preprocessed": lambda d, m: d(model=m, transform=defences.JPEG()),
-    "RandomSelfEnsemble": lambda d, m: d(model=m, sigma_first=0.2),
-    "Smoothed": lambda d, m: d(model=m, sigma=0.25),
-    "TotalVariation": lambda d, m: d(weight=0.1),
-    "WithDetector": lambda d, m: d(
-        model=m,
-        detector=defences.FeatureSqueezing(model=points, squeezers=(defences.JPEG(),)),
-        threshold=0.2,
-    ),
-}
-SETTINGS = ("Certificate", "Roc")  # results, no settings
-
-
-@pytest.mark.parametrize(
-    "name",
-    [n for n in defences.__all__ if isinstance(getattr(defences, n), type) and n not in SETTINGS],
-)
-def test_every_defence_comes_back(name):
-    defence = DEFENCES[name](getattr(defences, name), network())
-    has_model = "model" in {field.name for field in dataclasses.fields(defence)}
-    held = {"model.variables": network().variables} if has_model else {}
-    comes_back(defence, values=held, trusted=MINE)
 
 
 def test_transforms_and_augmentation_come_back():
