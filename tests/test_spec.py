@@ -12,38 +12,20 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from specs import comes_back, same
 
 import advjax
 from advjax import L2, PGD, Linf, Madry, Restarts, Targeted, create, defences, pytree, random_target
 from advjax.attacks import registry
 from advjax.balls import L0, L1
 from advjax.experiment import load_experiment
-from advjax.models import Classifier, Transformed
+from advjax.models import Transformed
 from advjax.spec import SpecError, checksum, describe, from_json, readable, to_json
-from advjax.training import objectives, optimizer, schedule
+from advjax.training import optimizer, schedule
 
 ROOT = Path(__file__).resolve().parents[1]
 ATTACK = PGD(ball=Linf(8 / 255), steps=3)
-GROW = schedule("linear", 0.0, 1.0, 100)
-
-
-def same(a, b):
-    """Whether two objects have the same structure and the same bits."""
-    if jax.tree.structure(a) != jax.tree.structure(b):
-        return False
-    bits = lambda x: (x.dtype, x.shape, np.asarray(x).tobytes()) if hasattr(x, "dtype") else x
-    pairs = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
-    return all(bits(x) == bits(y) for x, y in pairs)
-
-
 MINE = (__name__,)  # a package that these tests trust
-
-
-def comes_back(thing, **options):
-    text = to_json(thing)
-    again = from_json(text, **options)
-    assert same(again, thing) and to_json(again) == text
-    return again
 
 
 @pytest.mark.parametrize("entry", registry.ENTRIES, ids=lambda entry: entry.name)
@@ -87,79 +69,8 @@ def test_every_wrapper_comes_back(attack):
     comes_back(attack)
 
 
-def network():
-    module = create("mlp", hidden=(2,))
-    params = {"w": jnp.arange(3.0)}
-    return Classifier(module, {"params": params})
-
-
-OBJECTIVES = {
-    "Standard": lambda o: o(label_smoothing=0.1),
-    "Madry": lambda o: o(ATTACK, eps_schedule=GROW),
-    "TRADES": lambda o: o(ATTACK, beta=1 / 3, eps_schedule=GROW),
-    "MART": lambda o: o(ATTACK, beta=5.0),
-    "FreeAT": lambda o: o(ball=Linf(0.1), replays=4),
-    "AWP": lambda o: o(Madry(ATTACK), gamma=0.01),
-    "GradAlign": lambda o: o(Madry(ATTACK), weight=0.2),
-    "GradientPenalty": lambda o: o(weight=0.2),
-    "LogitSqueezing": lambda o: o(weight=0.2),
-    "EnsembleAdversarial": lambda o: o(attack=ATTACK, models=(network(),)),
-    "VAT": lambda o: o(eps=2.0),
-    "AdversarialRegularization": lambda o: o(step=0.1),
-    "GraphRegularization": lambda o: o(multiplier=0.1),
-    "DANN": lambda o: o(factor=0.5),
-    "MultiTask": lambda o: o(tables={"parity": (0, 1, 0, 1)}),
-    "IBP": lambda o: o(ball=Linf(0.1), eps_schedule=GROW, kappa_schedule=schedule("constant", 0.5)),
-}
-
-
-@pytest.mark.parametrize(
-    "name", [n for n in objectives.__all__ if isinstance(getattr(objectives, n), type)]
-)
-def test_every_objective_comes_back(name):
-    objective = OBJECTIVES[name](getattr(objectives, name))
-    held = {"models.0.variables": network().variables} if name == "EnsembleAdversarial" else {}
-    comes_back(objective, values=held)
-
-
 def points(model):
     return model
-
-
-DEFENCES = {
-    "BitDepth": lambda d, m: d(bits=3),
-    "FeatureSqueezing": lambda d, m: d(model=m, squeezers=(defences.BitDepth(bits=3),)),
-    "JPEG": lambda d, m: d(quality=75),
-    "JumpReLU": lambda d, m: d(model=m, kappa=0.1),
-    "KernelDensity": lambda d, m: d(
-        model=m, features=points, points=np.eye(3), labels=jnp.array([0, 2, 1]), bandwidth=0.3
-    ),
-    "Mahalanobis": lambda d, m: d(features=points, means=np.eye(3), whitening=np.eye(3)),
-    "MedianFilter": lambda d, m: d(window=3),
-    "NoisyConvolutions": lambda d, m: d(network=m.module, sigma_first=0.1),
-    "PixelDropout": lambda d, m: d(keep=0.7),
-    "Preprocessed": lambda d, m: d(model=m, transform=defences.JPEG()),
-    "RandomSelfEnsemble": lambda d, m: d(model=m, sigma_first=0.2),
-    "Smoothed": lambda d, m: d(model=m, sigma=0.25),
-    "TotalVariation": lambda d, m: d(weight=0.1),
-    "WithDetector": lambda d, m: d(
-        model=m,
-        detector=defences.FeatureSqueezing(model=points, squeezers=(defences.JPEG(),)),
-        threshold=0.2,
-    ),
-}
-SETTINGS = ("Certificate", "Roc")  # results, no settings
-
-
-@pytest.mark.parametrize(
-    "name",
-    [n for n in defences.__all__ if isinstance(getattr(defences, n), type) and n not in SETTINGS],
-)
-def test_every_defence_comes_back(name):
-    defence = DEFENCES[name](getattr(defences, name), network())
-    has_model = "model" in {field.name for field in dataclasses.fields(defence)}
-    held = {"model.variables": network().variables} if has_model else {}
-    comes_back(defence, values=held, trusted=MINE)
 
 
 def test_transforms_and_augmentation_come_back():

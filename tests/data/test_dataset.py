@@ -22,18 +22,6 @@ def test_to_float_is_the_same_inside_and_outside_jit():
     assert outside[0] == 0 and outside[255] == 1
 
 
-def test_take_and_subset_keep_ids_classes_and_pairs(rng):
-    data = Dataset(rng.integers(0, 256, (9, 2, 2), dtype=np.uint8), np.arange(9) % 4, tuple("abcd"))
-    part = data.take([7, 2])
-    assert list(part.ids) == [7, 2] and list(part.y) == [3, 2] and part.classes == tuple("abcd")
-    assert np.array_equal(part.x, data.x[[7, 2]])
-    few = data.subset(4, seed=1)
-    assert len(few) == 4 and np.array_equal(few.x, data.x[few.ids])
-    assert np.array_equal(few.ids, data.subset(4, seed=1).ids)
-    assert len(data.subset(100)) == 9
-    assert list(data.take(slice(0, 2)).take([1]).ids) == [1]
-
-
 @pytest.mark.parametrize(
     ("x", "y", "message"),
     [

@@ -63,23 +63,6 @@ def test_every_layer_is_cut_at_the_threshold():
     np.testing.assert_allclose(logits(JumpReLU(model, kappa), x), h, rtol=1e-5, atol=1e-6)
 
 
-def test_thresholds_are_one_trace_and_sweep_by_vmap():
-    model, x = classifier("lenet5")
-    traced = []
-
-    @jax.jit
-    def counted(m, x):
-        traced.append(1)
-        return m(x)
-
-    grid = np.asarray([0.0, 0.1, 0.4], np.float32)
-    alone = [counted(JumpReLU(model, float(k)), x) for k in grid]
-    assert len(traced) == 1
-    swept = jax.jit(jax.vmap(lambda k: JumpReLU(model, k)(x)))(grid)
-    np.testing.assert_allclose(swept, jnp.stack(alone), rtol=1e-5, atol=1e-6)
-    assert not np.allclose(alone[0], alone[2])
-
-
 def test_another_backward_changes_the_gradient_and_nothing_else():
     model, x = classifier("mlp")
     kappa = 0.5
@@ -114,11 +97,7 @@ def test_an_attack_reaches_through_a_wall_of_dead_activations():
     assert (attack.run(jax.random.key(0), open_, x, y).zero_gradient == 0).all()
 
 
-def test_what_cannot_work_is_refused():
-    model, x = classifier("mlp")
-    with pytest.raises(ValueError, match=r"JumpReLU: given kappa=-1.0; numbers >= 0"):
-        JumpReLU(model, -1.0)
-    with pytest.raises(ValueError, match=r"JumpReLU: given backward='sign'; 'exact', 'relu' or"):
-        JumpReLU(model, 1.0, backward="sign")
+def test_a_model_that_calls_no_relu_is_refused():
+    _, x = classifier("mlp")
     with pytest.raises(ValueError, match=r"JumpReLU: given _Function that calls no .*layers.ReLU"):
         JumpReLU(lambda x: x.reshape(3, -1), 1.0)(x)

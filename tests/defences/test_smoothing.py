@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from advjax import EOT, L2, PGD
 from advjax.answers import example_keys
 from advjax.defences.smoothing import ABSTAIN, Smoothed
 
@@ -112,20 +111,13 @@ def test_logits_that_are_not_finite_are_no_votes(key):
     assert (Smoothed(lambda x: broken(x) * jnp.nan, 0.3).predict(key, X, n=9) == ABSTAIN).all()
 
 
-def test_it_is_attacked_as_a_randomised_model(key):
-    y = (MARGIN > 0).astype(np.int32)
-    found = EOT(PGD(ball=L2(0.3), steps=1), samples=4).run(key, smoothed(), X, y)
-    assert (found.forwards == 4 * 3).all() and (found.zero_gradient == 0).all()
+def test_a_smoothed_model_may_be_smoothed(key):
     twice = Smoothed(smoothed(0.1), 0.2)  # noise on noise: of the base, with the sum of variances
     keys = example_keys(key, 7)
     assert not np.allclose(twice(X, key=keys), smoothed(0.2)(X, key=keys))
 
 
 def test_what_cannot_work_is_refused(key):
-    with pytest.raises(ValueError, match=r"Smoothed: given sigma=0.0; numbers > 0 are taken"):
-        smoothed(0.0)
-    with pytest.raises(ValueError, match=r"Smoothed: given batch_size=0; an integer >= 1"):
-        smoothed(batch_size=0)
     with pytest.raises(ValueError, match=r"Smoothed: given n=0; an integer >= 1"):
         smoothed().counts(key, X, 0)
     with pytest.raises(ValueError, match=r"Smoothed: given alpha=0.7; a number between 0 and .5"):

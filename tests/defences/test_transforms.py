@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 from scipy import ndimage, optimize
+from specs import same
 
-from advjax.answers import example_keys, is_stochastic, runs_on_host
+from advjax.answers import example_keys, is_stochastic
 from advjax.attacks import EOT, PGD
 from advjax.balls import Linf
 from advjax.defences.smoothing import Smoothed
@@ -103,26 +104,11 @@ def test_a_dropped_pixel_has_no_part_in_the_answer():
     np.testing.assert_array_equal(empty, jnp.zeros_like(empty))
 
 
-def test_pixel_dropout_draws_for_each_image_and_eot_goes_through_it(key):
+def test_eot_goes_through_pixel_dropout(key):
     linear = lambda x: jnp.stack([4 * x.mean((1, 2, 3)), 0 * x[:, 0, 0, 0] + 2], -1)
     model, x = Transformed(linear, PixelDropout(steps=10)), jnp.stack([X[0]] * 3)
     assert is_stochastic(model)
-    keys = example_keys(key, 3)
-    logits = jax.jit(lambda model, keys: model(x, key=keys))
-    found = logits(model, keys)
-    assert len(set(found[:, 0].tolist())) == 3
-    np.testing.assert_allclose(logits(model, keys[::-1]), found[::-1], rtol=1e-5)
-    traces = []
-
-    def swept(keep, weight):
-        traces.append(None)
-        return Transformed(linear, PixelDropout(keep, weight, steps=10))(x, key=keys)
-
-    sweep = jax.jit(jax.vmap(swept))
-    default = sweep(jnp.asarray([0.9, 0.5]), jnp.asarray([0.1, 0.03]))[1]
-    sweep(jnp.asarray([0.1, 0.2]), jnp.asarray([0.2, 0.3]))
-    assert len(traces) == 1
-    np.testing.assert_allclose(default, found, rtol=1e-5)
+    assert same(PixelDropout(steps=10), PixelDropout(0.5, 0.03, steps=10))
     y = jnp.ones(3, int)
     attack = EOT(PGD(ball=Linf(eps=0.2), steps=3, random_start=False), samples=2)
     out = attack.run(key, model, jnp.full_like(x, 0.4), y)
@@ -149,17 +135,6 @@ def test_jpeg_is_pillows_for_any_quality_in_one_program(channels):
     np.testing.assert_array_equal(mapped[0], expected)
 
 
-@pytest.mark.parametrize("transform", [BitDepth(1), MedianFilter(3), JPEG(50)])
-def test_the_adaptive_model_answers_alike_and_has_the_gradient_of_the_identity(transform):
-    weights = jnp.asarray(np.random.default_rng(2).normal(size=(90, 3)), jnp.float32)
-    linear = jax.tree_util.Partial(lambda w, x: x.reshape(x.shape[0], -1) @ w, weights)
-    model = Preprocessed(linear, transform)
-    assert runs_on_host(model) == isinstance(transform, JPEG) == runs_on_host(model.adaptive())
-    np.testing.assert_array_equal(model.adaptive()(X), model(X))
-    found = jax.grad(lambda x: model.adaptive()(x)[:, 1].sum())(X)
-    np.testing.assert_allclose(found.reshape(2, -1), jnp.stack([weights[:, 1]] * 2), rtol=1e-6)
-
-
 def test_an_attack_is_stopped_by_rounding_alone_and_goes_through_the_adaptive_model():
     linear = lambda x: jnp.stack([4 * x.mean((1, 2, 3)), 0 * x[:, 0, 0, 0] + 2], -1)
     model, x = Preprocessed(linear, BitDepth(2)), jnp.full((2, 4, 4, 1), 0.4)
@@ -178,19 +153,9 @@ def test_a_randomised_model_may_be_behind_it(tiny, key):
 
 
 def test_what_cannot_work_is_refused():
-    with pytest.raises(TypeError, match=r"JPEG: given to something that differentiates it"):
-        jax.grad(lambda x: JPEG()(x).sum())(X)
     with pytest.raises(ValueError, match=r"JPEG: given 2 channels; 1 or 3 are taken"):
         JPEG()(X[..., :2])
-    with pytest.raises(ValueError, match=r"JPEG: given quality=0.0; 1 to 100 is taken"):
-        JPEG(0)
-    with pytest.raises(ValueError, match=r"BitDepth: given bits=0.0; numbers >= 1 are taken"):
-        BitDepth(0)
     with pytest.raises(ValueError, match=r"MedianFilter: given images of shape \(2, 3\)"):
         MedianFilter()(jnp.ones((2, 3)))
-    with pytest.raises(ValueError, match=r"TotalVariation: given weight=0.0; numbers > 0"):
-        TotalVariation(0)
-    with pytest.raises(ValueError, match=r"PixelDropout: given keep=2.0; 0 to 1 is taken"):
-        PixelDropout(2)
     with pytest.raises(ValueError, match=r"PixelDropout: given images of shape \(1, 3\)"):
         PixelDropout()(jax.random.key(0), jnp.ones(3))

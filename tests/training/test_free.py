@@ -106,30 +106,6 @@ def test_straight_through_a_pixel_that_was_cut_has_the_gradient_at_the_image_see
         np.testing.assert_array_equal(seen[-1], np.clip(far, 0, 1) * np.ones_like(x))
 
 
-def test_eps_sweeps_in_one_trace():
-    traces, rng = [], np.random.default_rng(0)
-    x, y = rng.uniform(0.2, 0.8, (2, 4, 4, 1)).astype(np.float32), np.asarray([0, 1], np.int32)
-    params = {"w": rng.normal(size=(16, 4)).astype(np.float32), "b": np.zeros(4, np.float32)}
-    keys = jax.random.split(jax.random.key(0), 2)
-
-    def second(objective):
-        """The loss after one step of the perturbation."""
-        traces.append(None)
-        batch = {"x": x, "y": y}
-        loss = lambda c: objective(keys, flat_linear, params, {}, {**batch, "carry": c})[0]
-        carry = objective.start(x.shape)
-        return loss(objective.advance(carry, jax.grad(loss)(carry)))
-
-    make = lambda *eps: FreeAT(Linf(np.asarray(eps, np.float32)), label_smoothing=np.zeros(3))
-    sweep = jax.jit(jax.vmap(second))
-    losses = np.asarray(sweep(make(0, 0.05, 0.1)))
-    sweep(make(0.1, 0.15, 0.2))
-    assert len(traces) == 1 and (np.diff(losses) > 0).all()
-    logits = np.float64(x).reshape(2, 16) @ np.float64(params["w"])
-    clean = (np.log(np.exp(logits).sum(1)) - logits[np.arange(2), y]).mean()
-    assert losses[0] == pytest.approx(clean, rel=1e-5)
-
-
 def test_in_another_norm_the_step_is_the_steepest_and_the_end_the_ball():
     objective = FreeAT(L2(1.0), step_size=0.4)
     gradient = np.random.default_rng(0).normal(size=(3, 5)).astype(np.float32)
@@ -170,10 +146,3 @@ def test_a_killed_run_goes_on_with_its_perturbation_to_the_bit(tmp_path):
     arrays, record = read(tmp_path / "whole" / "checkpoints", 9)
     assert arrays["carry"].shape == (16, 4, 4, 1) and np.abs(arrays["carry"]).max() > EPS / 2
     assert (record["position"]["epoch"], record["position"]["offset"]) == (2, 0)
-
-
-def test_what_makes_no_sense_is_refused():
-    with pytest.raises(ValueError, match="FreeAT: given replays=0; expected a whole number"):
-        FreeAT(Linf(EPS), replays=0)
-    with pytest.raises(ValueError, match="FreeAT: given .*a finite eps"):
-        FreeAT(Linf())

@@ -9,7 +9,7 @@ from linear_net import BATCH, KEYS, W, X, Y, linear, run
 from advjax.answers import fold_in_each
 from advjax.attacks import FGSM
 from advjax.balls import Linf
-from advjax.training import Madry, Standard
+from advjax.training import Madry
 from advjax.training.objectives.grad_align import GradAlign
 from advjax.types import Net
 
@@ -106,33 +106,6 @@ def test_confident_images_count_and_their_gradients_stay_finite():
     assert np.isfinite(loss) and np.isfinite(whole).all()
 
 
-def test_weight_and_eps_sweep_in_one_trace():
-    """Of two classes; without eps and weight the loss is the cross-entropy."""
-    traces, weights, batch = [], W[:, :2], {"x": X, "y": Y % 2}
-
-    def loss(grid):
-        traces.append(None)
-        attack = FGSM(ball=Linf(eps=grid))
-        return GradAlign(Madry(attack), weight=grid)(KEYS, linear, weights, {}, batch)[0]
-
-    sweep = jax.jit(jax.vmap(loss))
-    losses = sweep(np.float32([0, 0.1, 0.5]))
-    sweep(np.float32([0.2, 0.3, 0.4]))
-    assert len(traces) == 1 and np.isfinite(losses).all()
-    logits = np.float64(X).reshape(6, 16) @ np.float64(weights)
-    clean = (np.log(np.exp(logits).sum(axis=1)) - logits[np.arange(6), Y % 2]).mean()
-    assert float(losses[0]) == pytest.approx(clean, rel=1e-5)
-    assert losses[0] < losses[1] < losses[2]
-
-
-def test_no_gradient_stays_finite():
+def test_without_a_gradient_nothing_is_misaligned():
     found = run(GradAlign(MADRY), 0 * W, KEYS, BATCH)
-    assert all(np.isfinite(v).all() for v in jax.tree.leaves(found))
     assert float(found[0][1].metrics["misalignment"]) == 0
-
-
-def test_an_objective_without_an_attack_is_refused():
-    with pytest.raises(
-        TypeError, match="GradAlign: given Standard; expected an objective with an attack"
-    ):
-        GradAlign(Standard())

@@ -111,22 +111,6 @@ def test_edges_are_counted_on_all_devices_together():
     assert float(split.mean()) == pytest.approx(float(whole), rel=1e-5)
 
 
-def test_the_multiplier_sweeps_in_one_trace():
-    """Of two classes."""
-    traces, batch = [], {**BATCH, "y": Y % 2}
-
-    def loss(multiplier):
-        traces.append(None)
-        objective = GraphRegularization(multiplier=multiplier)
-        return objective(KEYS, linear, W[:, :2], {}, batch)[0]
-
-    sweep = jax.jit(jax.vmap(loss))
-    losses = sweep(np.float32([0, 1, 2]))
-    sweep(np.float32([3, 4, 5]))
-    assert len(traces) == 1
-    assert float(losses[2] - losses[1]) == pytest.approx(float(losses[1] - losses[0]), rel=1e-4)
-
-
 @pytest.mark.parametrize("distance", ["cosine", "jsd"])
 def test_no_edges_and_equal_answers_stay_finite(distance):
     transform = "softmax" if distance == "jsd" else "none"
@@ -166,19 +150,6 @@ def test_edges_keep_the_heaviest_neighbours():
 @pytest.mark.parametrize(
     "make, message",
     [
-        (
-            lambda: GraphRegularization(distance="l3"),
-            "given distance='l3'; expected one of l1, l2, cosine",
-        ),
-        (lambda: GraphRegularization(distance="kl"), "given kl alone; expected sum_over_axis=-1"),
-        (
-            lambda: GraphRegularization(distance="jsd", sum_over_axis=-1),
-            "given jsd of logits; expected transform='softmax'",
-        ),
-        (
-            lambda: GraphRegularization(sum_over_axis=0),
-            "given sum_over_axis=0; expected None or -1",
-        ),
         (lambda: nearest_neighbours(np.ones((3, 2)), 3), "given k=3; expected 1 to 2"),
         (lambda: neighbours_from_edges([[0, 4]], 4, 1), "expected integers from 0 to 3"),
         (

@@ -3,18 +3,16 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
-from linear_net import BATCH, KEYS, W, X, Y, linear, softmax
+from linear_net import BATCH, KEYS, W, X, Y, softmax
 from linear_net import run_crafting as run
 from small_runs import Net
 
-from advjax import Target, types
-from advjax.attacks import FGSM, PGD, Square
+from advjax import types
+from advjax.attacks import PGD
 from advjax.balls import Linf
 from advjax.losses import kl_divergence
 from advjax.training import LinenApply
-from advjax.training.objectives.awp import AWP
 from advjax.training.objectives.trades import TRADES
 
 RNG = np.random.default_rng(1)
@@ -97,69 +95,3 @@ def test_crafted_in_evaluation_mode_and_trained_by_a_pass_each():
     paired = TRADES(ATTACK, paired=True)
     jax.eval_shape(lambda p, s: paired(KEYS, spy, p, s, BATCH), params, stats)
     assert calls[-1] == (True, 12) and calls[-2][0] is False
-
-
-def test_beta_and_eps_sweep_in_one_trace():
-    """Of two classes; at eps of zero the loss is the cross-entropy."""
-    traces, weights, batch = [], W[:, :2], {"x": X, "y": Y % 2}
-
-    def loss(objective):
-        traces.append(None)
-        return objective(KEYS, linear, weights, {}, batch)[0]
-
-    def make(grid, beta):
-        grid, beta = np.asarray(grid, np.float32), np.asarray(beta, np.float32)
-        attack = PGD(ball=Linf(eps=grid), step_size=grid, steps=2)
-        return TRADES(attack, beta=beta, sigma=np.full(3, 1e-3, np.float32))
-
-    sweep = jax.jit(jax.vmap(loss))
-    losses = sweep(make([0, 0.05, 0.1], [1, 1, 6]))
-    sweep(make([0.1, 0.2, 0.3], [1, 2, 3]))
-    assert len(traces) == 1
-    p = softmax(np.float64(X).reshape(6, 16) @ np.float64(weights))
-    assert float(losses[0]) == pytest.approx(-np.log(p[np.arange(6), Y % 2]).mean(), rel=1e-5)
-    assert losses[0] < losses[1] < losses[2]
-
-
-def test_the_schedule_grows_eps_and_the_step_with_it():
-    ramp = optax.linear_schedule(0.0, 1.0, 4)
-    objective = TRADES(ATTACK, beta=2.0, eps_schedule=ramp)
-    now = jax.jit(lambda step: objective.at(step))
-    for step, share in ((0, 0.0), (1, 0.25), (4, 1.0), (9, 1.0)):
-        attack = now(step).attack
-        assert float(attack.ball.eps) == pytest.approx(0.1 * share)
-        assert float(attack.step_size) == pytest.approx(0.03 * share)
-    done = now(2)
-    assert done.eps_schedule is None and float(done.beta) == 2 and done.at(7) is done
-    assert AWP(objective).at(1).objective.eps_schedule is None
-    half = TRADES(PGD(ball=Linf(eps=0.05), step_size=0.015, steps=3), beta=2.0)
-    (found, _), *_ = run(done, W, KEYS, BATCH)
-    assert float(found) == pytest.approx(float(run(half, W, KEYS, BATCH)[0][0]), rel=1e-6)
-
-
-def test_an_images_part_belongs_to_it_and_its_key():
-    """Another order of the batch is the same loss and gradient, whoever holds which images."""
-    order = np.asarray([3, 0, 5, 1, 4, 2])
-    (loss, _), grad, _ = run(TRADES(ATTACK), W, KEYS, BATCH)
-    moved = {k: v[order] for k, v in BATCH.items()}
-    (other, _), other_grad, _ = run(TRADES(ATTACK), W, KEYS[order], moved)
-    assert float(other) == pytest.approx(float(loss), rel=1e-5)
-    np.testing.assert_allclose(other_grad, grad, atol=1e-5)
-
-
-def test_no_gradient_stays_finite():
-    found = run(TRADES(ATTACK), 0 * W, KEYS, BATCH)
-    assert all(np.isfinite(v).all() for v in jax.tree.leaves(found))
-
-
-@pytest.mark.parametrize(
-    "make, error, message",
-    [
-        (lambda: TRADES(Square(ball=Linf(eps=0.1))), TypeError, "TRADES: given attack=Square"),
-        (lambda: TRADES(FGSM(ball=Linf(eps=0.1), goal=Target())), TypeError, "an untargeted PGD"),
-        (lambda: TRADES(ATTACK, beta=-1), ValueError, "TRADES: given beta=-1"),
-    ],
-)
-def test_what_it_does_not_take_is_refused(make, error, message):
-    with pytest.raises(error, match=message):
-        make()

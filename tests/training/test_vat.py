@@ -129,26 +129,6 @@ def test_one_pass_alone_moves_the_running_statistics_the_labelled_or_the_clean_u
     assert abs(float(still.metrics["virtual_loss"])) < 1e-6 < float(aux.metrics["virtual_loss"])
 
 
-def test_eps_and_weights_sweep_in_one_trace():
-    """Of two classes."""
-    traces, weights, batch = [], W[:, :2], {**BATCH, "y": Y % 2}
-
-    def loss(objective):
-        traces.append(None)
-        return objective(KEYS, linear, weights, {}, batch)[0]
-
-    sweep = jax.jit(jax.vmap(loss))
-    grid = lambda *v: np.asarray(v, np.float32)
-    make = lambda eps, weight: VAT(eps=eps, weight=weight, xi=grid(1e-6, 1e-6, 1e-6))
-    losses = np.asarray(sweep(make(grid(0, 0.5, 0.5), grid(1, 1, 2))))
-    sweep(make(grid(1, 2, 3), grid(1, 1, 1)))
-    assert len(traces) == 1
-    logits = np.float64(X).reshape(4, 16) @ np.float64(weights)
-    clean = (np.log(np.exp(logits).sum(axis=1)) - logits[np.arange(4), Y % 2]).mean()
-    assert losses[0] == pytest.approx(clean, rel=1e-5)
-    assert losses[2] - clean == pytest.approx(2 * (losses[1] - clean), rel=1e-3)
-
-
 def test_an_images_draw_belongs_to_its_place():
     """k unlabelled images go with each labelled one; the order of the places does not matter."""
     order = np.asarray([2, 0, 3, 1])
@@ -158,17 +138,15 @@ def test_an_images_draw_belongs_to_its_place():
         "unlabelled": U.reshape(4, 2, 4, 4, 1)[order].reshape(U.shape),
     }
     objective = VAT(eps=0.5, weight=2.0, entropy=0.3)
-    (loss, _), _, x_adv = run(objective, W, KEYS, BATCH)
-    (other, _), _, moved = run(objective, W, KEYS[order], move)
-    assert float(other) == pytest.approx(float(loss), rel=1e-5)
+    *_, x_adv = run(objective, W, KEYS, BATCH)
+    *_, moved = run(objective, W, KEYS[order], move)
     by_place = lambda v: np.asarray(v).reshape(4, 2, -1)
     np.testing.assert_allclose(by_place(moved), by_place(x_adv)[order], atol=1e-4)
 
 
-def test_no_gradient_stays_finite():
-    found = run(VAT(eps=0.5, entropy=1.0), 0 * W, KEYS, BATCH)
-    assert all(np.isfinite(v).all() for v in jax.tree.leaves(found))
-    np.testing.assert_array_equal(found[-1], U)  # no gradient, no direction
+def test_no_gradient_is_no_direction():
+    *_, x_adv = run(VAT(eps=0.5, entropy=1.0), 0 * W, KEYS, BATCH)
+    np.testing.assert_array_equal(x_adv, U)
 
 
 def test_the_clean_answers_are_computed_once():
@@ -186,20 +164,3 @@ def test_the_clean_answers_are_computed_once():
     images = shape(n, width), shape(n, width)
     cost = jax.jit(jax.grad(loss)).lower(weights, *images).compile().cost_analysis()
     assert cost["flops"] / (2 * n * width * width) == pytest.approx(16, abs=0.6)
-
-
-@pytest.mark.parametrize(
-    "fields, message",
-    [
-        ({"eps": -1.0}, "VAT: given eps=-1"),
-        ({"xi": 0.0}, "VAT: given xi=0"),
-        ({"iterations": 1.5}, "VAT: given iterations=1.5"),
-        (
-            {"statistics": "both"},
-            "VAT: given statistics='both'; expected 'labelled' or 'unlabelled'",
-        ),
-    ],
-)
-def test_numbers_out_of_range_are_refused(fields, message):
-    with pytest.raises(ValueError, match=message):
-        VAT(**fields)

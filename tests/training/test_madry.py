@@ -100,21 +100,3 @@ def test_no_gradient_flows_through_the_attack(net):
         weights
     )
     np.testing.assert_allclose(got, expected, atol=1e-6)
-
-
-@pytest.mark.parametrize(
-    "make, message",
-    [
-        (
-            lambda: Standard(label_smoothing=1.5),
-            "label_smoothing: given 1.5; expected numbers from 0 to 1",
-        ),
-        (
-            lambda: Madry(attack=FGSM(ball=Linf(eps=0.1)), clean_weight=-0.5),
-            "clean_weight: given -0.5; expected numbers from 0 to 1",
-        ),
-    ],
-)
-def test_numbers_out_of_range_are_refused(make, message):
-    with pytest.raises(ValueError, match=message):
-        make()
