@@ -113,7 +113,7 @@ def example_keys(key: Key, ids: int | Array) -> Key:
     if jnp.ndim(key) == 0:
         return jax.vmap(jax.random.fold_in, (None, 0))(key, ids)
     if key.shape != ids.shape:
-        raise ValueError(f"given keys of shape {key.shape}; one key or {ids.shape} keys are taken")
+        raise ValueError(f"given keys of shape {key.shape}; expected one key or {ids.shape} keys")
     return key
 
 

@@ -41,7 +41,7 @@ def check_finite(attack: str, ball: Ball) -> None:
     """Raises ValueError unless ``eps`` is a limit, which an attack with a fixed budget needs."""
     eps = concrete(ball.eps)
     if eps is not None and not np.isfinite(eps).all():
-        raise ValueError(f"{attack}: given {ball!r}; a finite eps is taken")
+        raise ValueError(f"{attack}: given {ball!r}; expected a finite eps")
 
 
 def _per_example(value: ArrayLike, like: Array) -> Array:
@@ -136,12 +136,12 @@ class Ball(Settings, abc.ABC):
         name = type(self).__name__
         eps = concrete(self.eps)
         if eps is not None and not (eps.dtype.kind in "iuf" and eps.size and (eps >= 0).all()):
-            raise ValueError(f"{name}: given eps={eps.tolist()}; numbers >= 0 are taken")
+            raise ValueError(f"{name}: given eps={eps.tolist()}; expected numbers >= 0")
         lower, upper = (np.asarray(bound, float) for bound in (self.lower, self.upper))
         if max(lower.ndim, upper.ndim) > 1 or not (lower < upper).all():
             raise ValueError(
                 f"{name}: given lower={self.lower}, upper={self.upper}; "
-                "numbers (or one per channel) with lower < upper are taken"
+                "expected numbers (or one per channel) with lower < upper"
             )
         for field, bound in (("lower", lower), ("upper", upper)):
             object.__setattr__(self, field, tuple(bound.tolist()) if bound.ndim else bound.item())
@@ -296,7 +296,7 @@ class L1(Ball):
     def check(self) -> None:
         super().check()
         if not 0 <= self.fraction <= 1:
-            raise ValueError(f"L1: given fraction={self.fraction}; 0 to 1 is taken")
+            raise ValueError(f"L1: given fraction={self.fraction}; expected 0 to 1")
 
     def sample(self, key: Key, x: Array) -> Array:
         keys = example_keys(key, x.shape[0])

@@ -1,4 +1,4 @@
-"""Checks at the public entries: one line that says what was given and what is taken."""
+"""Checks at the public entries: one line that says what was given and what is expected."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def _logits_shape(treedef: Any, leaves: tuple[Any, ...], x: Any) -> tuple[int, .
 
     out = jax.eval_shape(call, leaves, x)
     if not isinstance(out, jax.ShapeDtypeStruct):
-        raise TypeError(f"the model returned {type(out).__name__}; a logits array [B, K] is taken")
+        raise TypeError(f"the model returned {type(out).__name__}; expected a logits array [B, K]")
     return out.shape
 
 
@@ -55,7 +55,7 @@ def classes_of(model: Any, x: Array) -> int:
     if len(shape) != 2 or shape[0] != x.shape[0] or shape[1] < 2:
         raise ValueError(
             f"the model returned shape {shape} for {x.shape[0]} images; "
-            "logits [B, K] with K >= 2 are taken"
+            "expected logits [B, K] with K >= 2"
         )
     return shape[1]
 
@@ -65,9 +65,9 @@ def check_images(x: Any) -> Array:
     shape, dtype = np.shape(x), np.dtype(getattr(x, "dtype", None) or np.asarray(x).dtype)
     if not jnp.issubdtype(dtype, jnp.floating):
         hint = " (divide by 255)" if dtype == np.uint8 else ""
-        raise TypeError(f"images: given {dtype}; floats in the box are taken{hint}")
+        raise TypeError(f"images: given {dtype}; expected floats in the box{hint}")
     if len(shape) < 2 or math.prod(shape) == 0:
-        raise ValueError(f"images: given shape {shape}; [B, ...] with B >= 1 is taken")
+        raise ValueError(f"images: given shape {shape}; expected [B, ...] with B >= 1")
     return jnp.asarray(x, jnp.float32)
 
 
@@ -75,9 +75,9 @@ def check_labels(y: Any, batch: int) -> Array:
     """Integer labels ``[B]`` as an int32 array; raises on another dtype or shape."""
     shape, dtype = np.shape(y), np.dtype(getattr(y, "dtype", None) or np.asarray(y).dtype)
     if dtype.kind not in "iu":
-        raise TypeError(f"labels: given {dtype}; integers are taken")
+        raise TypeError(f"labels: given {dtype}; expected integers")
     if shape != (batch,):
-        raise ValueError(f"labels: given shape {shape}; [{batch}], one per image, is taken")
+        raise ValueError(f"labels: given shape {shape}; expected [{batch}], one per image")
     return jnp.asarray(y, jnp.int32)
 
 
@@ -101,12 +101,12 @@ def check_batch(
     if not max(below, above) <= _TOLERANCE:  # so that NaN fails too
         raise ValueError(
             f"images: given values from {low:.6g} to {high:.6g}; "
-            f"{np.asarray(lower).tolist()} to {np.asarray(upper).tolist()} are taken"
+            f"expected {np.asarray(lower).tolist()} to {np.asarray(upper).tolist()}"
         )
     if first < 0 or last >= classes:
         raise ValueError(
             f"labels: given {first:.0f} to {last:.0f}; "
-            f"0 to {classes - 1}, the model's classes, are taken"
+            f"expected 0 to {classes - 1}, the model's classes"
         )
     return x, y
 

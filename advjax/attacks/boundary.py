@@ -166,7 +166,7 @@ class Boundary(Decision):
     goal: Goal = Misclassify()
 
     def check(self) -> None:
-        check_ball("Boundary", self.ball, L2, taken="L2(eps)")
+        check_ball("Boundary", self.ball, L2, expected="L2(eps)")
         super().check()
         for name in ("spherical_step", "source_step", "adaptation"):
             check_number("Boundary", name, getattr(self, name))

@@ -60,7 +60,7 @@ class CarliniWagner(Penalty):
     goal: Goal = Misclassify()
 
     def check(self) -> None:
-        check_ball("CarliniWagner", self.ball, L2, taken="an L2 ball")
+        check_ball("CarliniWagner", self.ball, L2, expected="an L2 ball")
         for name in ("steps", "searches"):
             check_count("CarliniWagner", name, getattr(self, name))
         self.check_numbers("step_size", "c")

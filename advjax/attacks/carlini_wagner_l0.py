@@ -74,7 +74,7 @@ class CarliniWagnerL0(Penalty):
     goal: Goal = Misclassify()
 
     def check(self) -> None:
-        check_ball("CarliniWagnerL0", self.ball, L0, taken="an L0 ball")
+        check_ball("CarliniWagnerL0", self.ball, L0, expected="an L0 ball")
         check_count("CarliniWagnerL0", "steps", self.steps, 0)
         self.check_numbers("attempt", "step_size", "c", "largest_c")
 

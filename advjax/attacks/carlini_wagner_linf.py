@@ -70,7 +70,7 @@ class CarliniWagnerLinf(Penalty):
     goal: Goal = Misclassify()
 
     def check(self) -> None:
-        check_ball("CarliniWagnerLinf", self.ball, Linf, taken="a Linf ball")
+        check_ball("CarliniWagnerLinf", self.ball, Linf, expected="a Linf ball")
         check_count("CarliniWagnerLinf", "steps", self.steps, 0)
         self.check_numbers("attempt", "step_size", "c", "largest_c", "shrink", "tolerance")
 

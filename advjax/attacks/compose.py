@@ -139,7 +139,7 @@ class WorstOf(Attack):
 
     def check(self) -> None:
         if not isinstance(self.attacks, tuple | list) or not self.attacks:
-            raise ValueError(f"WorstOf: given {self.attacks!r}; a tuple of attacks is taken")
+            raise ValueError(f"WorstOf: given {self.attacks!r}; expected a tuple of attacks")
         object.__setattr__(self, "attacks", tuple(self.attacks))
 
         for attack in self.attacks:
@@ -315,7 +315,7 @@ class EOT(Wrapper):
         check_count("EOT", "chunk", self.chunk, none=True)
         if self.chunk is not None and self.samples % self.chunk:
             raise ValueError(
-                f"EOT: given chunk={self.chunk} for {self.samples} samples; a divisor is taken"
+                f"EOT: given chunk={self.chunk} for {self.samples} samples; expected a divisor"
             )
 
     def solve(
@@ -324,7 +324,7 @@ class EOT(Wrapper):
         if not is_stochastic(model):
             raise ValueError(
                 f"EOT: given {type(model).__name__}, which is not randomised; "
-                "a model with stochastic = True is taken"
+                "expected a model with stochastic = True"
             )
         chunk = self.chunk or self.samples
         draws: Any = _Draws(model=model, samples=self.samples, chunk=chunk)

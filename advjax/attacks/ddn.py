@@ -60,7 +60,7 @@ class DDN(MinimumNorm):
     goal: Goal = Misclassify()
 
     def check(self) -> None:
-        check_ball("DDN", self.ball, L2, taken="an L2 ball")
+        check_ball("DDN", self.ball, L2, expected="an L2 ball")
         check_count("DDN", "steps", self.steps, 0)
         if self.levels is not None and not (isinstance(self.levels, int) and self.levels >= 2):
             raise ValueError(f"DDN: given levels={self.levels!r}; expected an integer >= 2 or None")

@@ -74,7 +74,7 @@ class EAD(Penalty):
     goal: Goal = Misclassify()
 
     def check(self) -> None:
-        check_ball("EAD", self.ball, L1, taken="an L1 ball")
+        check_ball("EAD", self.ball, L1, expected="an L1 ball")
         for name in ("steps", "searches"):
             check_count("EAD", name, getattr(self, name))
         self.check_numbers("step_size", "beta", "c")

@@ -157,7 +157,7 @@ class JSMA(Attack):
     goal: Goal = Misclassify()
 
     def check(self) -> None:
-        check_ball("JSMA", self.ball, L0, taken="a ball L0(features)")
+        check_ball("JSMA", self.ball, L0, expected="a ball L0(features)")
         check_count("JSMA", "steps", self.steps, 0, none=True)
         eps, theta = concrete(self.ball.eps), concrete(self.theta)
         if self.upsilon is None:

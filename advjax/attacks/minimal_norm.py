@@ -71,11 +71,11 @@ class MinimalNorm(Wrapper):
             eps is None or other is None or np.array_equal(eps, other) for other in others
         ):
             raise ValueError(
-                f"MinimalNorm: given parts with the balls {balls}; one ball for all is taken"
+                f"MinimalNorm: given parts with the balls {balls}; expected one ball for all"
             )
         if eps is not None and not ((eps > 0) & np.isfinite(eps)).all():
             raise ValueError(
-                f"MinimalNorm: given eps={eps.tolist()}; a finite first guess > 0 is taken"
+                f"MinimalNorm: given eps={eps.tolist()}; expected a finite first guess > 0"
             )
 
     @property

@@ -71,7 +71,7 @@ class OnePixel(Iterative):
     goal: Goal = Misclassify()
 
     def check(self) -> None:
-        check_ball("OnePixel", self.ball, L0, taken="a ball L0(features)")
+        check_ball("OnePixel", self.ball, L0, expected="a ball L0(features)")
         for name, least in (("pixels", 1), ("population", 4), ("steps", 0), ("chunk", 1)):
             check_count("OnePixel", name, getattr(self, name), least)
         object.__setattr__(self, "chunk", min(self.chunk, self.population))

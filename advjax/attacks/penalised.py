@@ -72,7 +72,7 @@ class Penalised(Penalty):
     goal: Goal = Misclassify()
 
     def check(self) -> None:
-        check_ball("Penalised", self.ball, taken="a ball such as L2()")
+        check_ball("Penalised", self.ball, expected="a ball such as L2()")
         if self.penalty is None:
             own = {Linf: "linf", L2: "l2", L1: "l1"}.get(type(self.ball))
             object.__setattr__(self, "penalty", own)

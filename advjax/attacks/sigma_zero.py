@@ -52,7 +52,7 @@ class SigmaZero(MinimumNorm):
     goal: Goal = Misclassify()
 
     def check(self) -> None:
-        check_ball("SigmaZero", self.ball, L0, taken="an L0 ball")
+        check_ball("SigmaZero", self.ball, L0, expected="an L0 ball")
         check_count("SigmaZero", "steps", self.steps, 0)
         check_number("SigmaZero", "sigma", self.sigma)
 

@@ -70,10 +70,10 @@ class Transferred(Wrapper):
         if any(isinstance(part, Targeted) and part.choose for part in self.attack.walk()):
             raise ValueError(
                 "Transferred: given an attack that chooses its targets; "
-                "Targeted(Transferred(...), choose=...) is taken"
+                "expected Targeted(Transferred(...), choose=...)"
             )
         if self.levels is not None and not (isinstance(self.levels, int) and self.levels >= 2):
-            raise ValueError(f"Transferred: given levels={self.levels!r}; None or >= 2 is taken")
+            raise ValueError(f"Transferred: given levels={self.levels!r}; expected None or >= 2")
         object.__setattr__(self, "source", as_model(self.source))
 
     def solve(
@@ -82,7 +82,7 @@ class Transferred(Wrapper):
         own, target = classes_of(self.source, x), classes_of(model, x)
         if own != target:
             raise ValueError(
-                f"Transferred: the source has {own} classes; {target}, the model's, are taken"
+                f"Transferred: the source has {own} classes; expected {target}, the model's"
             )
         keys = example_keys(key, x.shape[0])
         out = self.attack.solve(keys, self.source, x, y, record=record, loop=loop)

@@ -27,7 +27,7 @@ def number(text: str) -> float:
         return float(above) / float(below) if slash else float(above)
     except (ValueError, ZeroDivisionError):
         raise ValueError(
-            f"given {text!r}; a number such as 0.03 or a fraction such as 8/255 is taken"
+            f"given {text!r}; expected a number such as 0.03 or a fraction such as 8/255"
         ) from None
 
 

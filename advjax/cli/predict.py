@@ -80,7 +80,7 @@ def logits_of(model: Any, x: np.ndarray, batch_size: int = BATCH) -> np.ndarray:
     from advjax.data import batches
 
     if batch_size < 1:
-        raise ValueError(f"given batch_size={batch_size}; at least 1 is taken")
+        raise ValueError(f"given batch_size={batch_size}; expected at least 1")
     apply = jax.jit(lambda model, x: model(x))
     out = []
     for ids, mask in batches(len(x), batch_size):

@@ -69,7 +69,7 @@ def parse_beside(
     if both:
         raise UsageError(
             f"{experiment.path}: Config has a field {sorted(both)[0]}, an option of {prog} itself; "
-            f"other names than {', '.join(sorted(taken))} are taken"
+            f"expected other names than {', '.join(sorted(taken))}"
         )
     plain: Any = tyro.conf.OmitArgPrefixes
     fields = [
@@ -163,7 +163,7 @@ def _join(where: str) -> None:
         return
     address, *numbers = where.split(",")
     if len(numbers) != 2 or not all(n.isdigit() for n in numbers) or ":" not in address:
-        raise UsageError(f"--join {where}: ADDRESS:PORT,N,I or auto is taken")
+        raise UsageError(f"--join {where}: expected ADDRESS:PORT,N,I or auto")
     hosts.join(address, int(numbers[0]), int(numbers[1]))
 
 

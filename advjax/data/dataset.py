@@ -51,7 +51,7 @@ class Dataset:
         x, y = _images(self.x, self.name), np.asarray(self.y)
         if y.ndim != 1 or len(y) != len(x):
             raise ValueError(
-                f"{self.name}: one label per image is taken, [{len(x)}]; given labels {y.shape}"
+                f"{self.name}: given labels {y.shape}; expected one per image, [{len(x)}]"
             )
         if y.dtype.kind not in "iu" and not np.all(y == np.round(y)):
             raise ValueError(f"{self.name}: labels are class numbers 0, 1, ...; given {y.dtype}")

@@ -152,7 +152,7 @@ def _load_tfds(
     features: Any = builder.info.features
     if builder.info.file_format != tfds.core.FileFormat.ARRAY_RECORD:
         raise ValueError(
-            f"{folder} is stored as {builder.info.file_format.value}; array_record is taken: "
+            f"{folder} is stored as {builder.info.file_format.value}; expected array_record: "
             "prepare it again with tfds.builder(..., file_format='array_record')"
         )
     image, label = builder.info.supervised_keys or ("image", "label")
@@ -239,7 +239,7 @@ def _stack(images: Sequence[np.ndarray], names: Sequence[str]) -> np.ndarray:
         if image.shape != images[0].shape:
             raise ValueError(
                 f"{name} is {image.shape}, {names[0]} is {images[0].shape}; "
-                "images of one shape are taken, or size=(height, width)"
+                "expected images of one shape, or size=(height, width)"
             )
     return np.stack(images)
 

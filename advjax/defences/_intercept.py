@@ -35,6 +35,6 @@ def call_changed(owner: str, model: Any, x: Array, layer: type[nn.Module], chang
     if not seen:
         raise ValueError(
             f"{owner}: given {type(model).__name__} that calls no {layer.__module__}."
-            f"{layer.__name__}; a linen network made of it, as those of the zoo are, is taken"
+            f"{layer.__name__}; expected a linen network made of it, as those of the zoo are"
         )
     return out

@@ -38,7 +38,7 @@ class FeatureSqueezing:
         if not isinstance(self.squeezers, tuple) or not self.squeezers:
             raise ValueError(
                 f"FeatureSqueezing: given squeezers={self.squeezers!r}; "
-                "a tuple of at least one transform is taken"
+                "expected a tuple of at least one transform"
             )
         object.__setattr__(self, "model", as_model(self.model))
         object.__setattr__(self, "squeezers", tuple(map(as_model, self.squeezers)))
@@ -194,7 +194,7 @@ def _check_classes(name: str, y: np.ndarray, classes: int = 0) -> int:
     counts = np.bincount(y, minlength=classes)
     if not counts.all():
         missing = np.flatnonzero(counts == 0).tolist()
-        raise ValueError(f"{name}: given no image of {missing}; all classes are taken")
+        raise ValueError(f"{name}: given no image of {missing}; expected all classes")
     return len(counts)
 
 
@@ -253,7 +253,7 @@ def threshold_at(clean: Any, false_positives: float) -> float:
       false_positives: in [0, 1).
     """
     if not 0 <= false_positives < 1:
-        raise ValueError(f"given false_positives={false_positives}; 0 <= a share < 1 is taken")
+        raise ValueError(f"given false_positives={false_positives}; expected 0 <= a share < 1")
     scores = np.sort(np.asarray(clean, np.float64))[::-1]
     return float(scores[int(false_positives * len(scores))])
 
@@ -299,7 +299,7 @@ def roc(clean: Any, adversarial: Any) -> Roc:
     kinds = [np.sort(np.asarray(scores, np.float64)) for scores in (clean, adversarial)]
     if not all(len(scores) and not np.isnan(scores).any() for scores in kinds):
         given = " and ".join(str(len(scores)) for scores in kinds)
-        raise ValueError(f"roc: given {given} scores; at least one of each kind, no NaN, is taken")
+        raise ValueError(f"roc: given {given} scores; expected at least one of each kind, no NaN")
     thresholds = np.concatenate([[np.inf], np.unique(np.concatenate(kinds))[::-1]])
     share = lambda scores: 1 - np.searchsorted(scores, thresholds) / len(scores)
     return Roc(share(kinds[0]), share(kinds[1]), thresholds)

@@ -118,7 +118,7 @@ def _deterministic(name: str, model: Any) -> Any:
     model = as_model(model)
     if is_stochastic(model):
         given = type(model).__name__
-        raise ValueError(f"{name}: given {given}, which is randomised; a function of x is taken")
+        raise ValueError(f"{name}: given {given}, which is randomised; expected a function of x")
     return model
 
 
@@ -185,7 +185,7 @@ def _apply(eqn: Any, values: list[Any]) -> Sequence[Any]:
         return out if eqn.primitive.multiple_results else [out]
     dtype = eqn.outvars[0].aval.dtype
     if jnp.issubdtype(dtype, jnp.inexact) and dtype != jnp.float32:
-        raise NotImplementedError(f"bounds: the network computes in {dtype}; float32 is taken")
+        raise NotImplementedError(f"bounds: the network computes in {dtype}; expected float32")
     if name in _MONOTONE:
         ends = [_bind(eqn, [getattr(v, end, v) for v in values]) for end in ("lower", "upper")]
         return [_Interval(*ends)]
@@ -226,7 +226,7 @@ def _linear(eqn: Any, terms: int, left: Any, right: Any) -> _Interval:
     if isinstance(left, _Interval) and isinstance(right, _Interval):
         raise NotImplementedError(
             f"bounds: the network contains {eqn.primitive.name!r} of two values that both depend "
-            "on the image; one that does and weights are taken"
+            "on the image; expected one that does and weights"
         )
     x, w, turned = (left, right, False) if isinstance(left, _Interval) else (right, left, True)
     product = lambda *pair: _bind(eqn, pair[::-1] if turned else pair, precision=_HIGHEST)

@@ -59,7 +59,7 @@ class JumpReLU:
         check_number("JumpReLU", "kappa", self.kappa, zero=True)
         if self.backward not in ("exact", *_BACKWARD):
             taken = "'exact', 'relu' or 'identity'"
-            raise ValueError(f"JumpReLU: given backward={self.backward!r}; {taken} is taken")
+            raise ValueError(f"JumpReLU: given backward={self.backward!r}; expected {taken}")
 
     def __call__(self, x: Array) -> Array:
         activation = jax.tree_util.Partial(jump_relu, kappa=self.kappa)

@@ -162,4 +162,4 @@ def _count(
 
 def _check_alpha(alpha: float) -> None:
     if not 0 < alpha < 0.5:
-        raise ValueError(f"Smoothed: given alpha={alpha}; a number between 0 and .5 is taken")
+        raise ValueError(f"Smoothed: given alpha={alpha}; expected a number between 0 and .5")

@@ -65,7 +65,7 @@ class BitDepth:
     def check(self) -> None:
         bits = concrete(self.bits)
         if bits is not None and not (bits >= 1).all():
-            raise ValueError(f"BitDepth: given bits={bits.tolist()}; numbers >= 1 are taken")
+            raise ValueError(f"BitDepth: given bits={bits.tolist()}; expected numbers >= 1")
 
     def __call__(self, x: Array) -> Array:
         steps = jnp.exp2(jnp.asarray(self.bits, x.dtype)) - 1
@@ -166,7 +166,7 @@ class PixelDropout:
     def check(self) -> None:
         keep = concrete(self.keep)
         if keep is not None and not ((keep >= 0) & (keep <= 1)).all():
-            raise ValueError(f"PixelDropout: given keep={keep.tolist()}; 0 to 1 is taken")
+            raise ValueError(f"PixelDropout: given keep={keep.tolist()}; expected 0 to 1")
         check_number("PixelDropout", "weight", self.weight)
         check_count("PixelDropout", "steps", self.steps)
 
@@ -226,12 +226,12 @@ class JPEG:
     def check(self) -> None:
         quality = concrete(self.quality)
         if quality is not None and not ((quality >= 1) & (quality <= 100)).all():
-            raise ValueError(f"JPEG: given quality={quality.tolist()}; 1 to 100 is taken")
+            raise ValueError(f"JPEG: given quality={quality.tolist()}; expected 1 to 100")
 
     def __call__(self, x: Array) -> Array:
         check_pictures("JPEG", x)
         if x.shape[-1] not in (1, 3):
-            raise ValueError(f"JPEG: given {x.shape[-1]} channels; 1 or 3 are taken")
+            raise ValueError(f"JPEG: given {x.shape[-1]} channels; expected 1 or 3")
         return _jpeg(jnp.asarray(self.quality), x)
 
 
@@ -246,7 +246,7 @@ def _no_gradient(primals: Any, tangents: Any) -> Any:
     del primals, tangents
     raise TypeError(
         "JPEG: given to something that differentiates it, but the codec on the host has no "
-        "gradient; bpda(JPEG()) or Preprocessed.adaptive() is taken"
+        "gradient; expected bpda(JPEG()) or Preprocessed.adaptive()"
     )
 
 

@@ -65,7 +65,7 @@ def robustness_curve(
     """
     radii = sorted({float(e) for e in np.asarray(eps, np.float64).reshape(-1)})
     if not radii or not (np.isfinite(radii).all() and radii[0] >= 0):
-        raise ValueError(f"eps: given {list(np.ravel(eps))}; numbers >= 0 are taken")
+        raise ValueError(f"eps: given {list(np.ravel(eps))}; expected numbers >= 0")
     at = _scaled_to(attack) if isinstance(attack, Attack) else attack
     run = Runner.start(model, data, key, batch_size, draws, progress, devices)
     correct = run.predict()["prediction"] == run.y

@@ -87,10 +87,10 @@ def success_over_draws(
     if not is_stochastic(model):
         raise ValueError(
             f"success_over_draws: given {type(model).__name__}, which is not randomised; "
-            "a model with stochastic = True is taken"
+            "expected a model with stochastic = True"
         )
     if not isinstance(draws, int) or draws < 1:
-        raise ValueError(f"draws: given {draws!r}; an integer >= 1 is taken")
+        raise ValueError(f"draws: given {draws!r}; expected an integer >= 1")
     x_adv, y = check_batch(model, x_adv, y)
     keys = example_keys(key, len(y))
     hits = np.asarray(_draws_that_reach(goal, model, x_adv, y, keys, draws))

@@ -66,7 +66,7 @@ def evaluate(
       ValueError: on wrong shapes, ranges or labels, or logits that are not finite on clean images.
     """
     if not 0 < level < 1:
-        raise ValueError(f"level: given {level}; a number between 0 and 1 is taken")
+        raise ValueError(f"level: given {level}; expected a number between 0 and 1")
     run = Runner.start(model, data, key, batch_size, draws, progress, devices)
     named = {type(attacks).__name__: attacks} if isinstance(attacks, Attack) else dict(attacks)
     for name, attack in named.items():

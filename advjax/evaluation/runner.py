@@ -133,28 +133,28 @@ class Runner:
         x, y, ids = _arrays(data)
         n = len(x)
         if not isinstance(key, jax.Array) or key.ndim or not _is_key(key):
-            raise TypeError("key: one jax.random.key(seed) is taken")
+            raise TypeError("key: expected one jax.random.key(seed)")
         for what, number in (("batch_size", batch_size), ("draws", draws)):
             if not isinstance(number, int) or number < 1:
-                raise ValueError(f"{what}: given {number!r}; an integer >= 1 is taken")
+                raise ValueError(f"{what}: given {number!r}; expected an integer >= 1")
         over = tuple(range(x.ndim - 1))
         unit = 255 if x.dtype == np.uint8 else 1
         low, high = x.min(axis=over) / unit, x.max(axis=over) / unit
         if not (np.all(low >= -_TOLERANCE) and np.all(high <= 1 + _TOLERANCE)):
             raise ValueError(
-                f"images: given values from {low.min():.6g} to {high.max():.6g}; 0 to 1 are taken"
+                f"images: given values from {low.min():.6g} to {high.max():.6g}; expected 0 to 1"
             )
         classes = classes_of(model, check_images(np.asarray(to_float(x[:1]))))
         y = np.asarray(check_labels(y, n))
         if y.min() < 0 or y.max() >= classes:
             raise ValueError(
-                f"labels: given {y.min()} to {y.max()}; 0 to {classes - 1}, the model's classes, "
-                "are taken"
+                f"labels: given {y.min()} to {y.max()}; expected 0 to {classes - 1}, the model's "
+                "classes"
             )
         size = min(batch_size, n)
         spread = list(jax.local_devices() if devices is None else devices)[:size]
         if not spread:
-            raise ValueError("devices: given none; at least one is taken")
+            raise ValueError("devices: given none; expected at least one")
         if runs_on_host(model):  # a callback that several devices wait for never returns
             spread = spread[:1]
         up = lambda number: -(-number // len(spread)) * len(spread)
@@ -259,11 +259,11 @@ class Runner:
     def check_attack(self, name: str, attack: Any) -> None:
         """Raises where the attack cannot be run on this data set."""
         if not isinstance(attack, Attack):
-            raise TypeError(f"{name}: given {type(attack).__name__}; an advjax attack is taken")
+            raise TypeError(f"{name}: given {type(attack).__name__}; expected an advjax attack")
         if len(self.sharding.mesh.devices.flat) > 1 and runs_on_host(attack):
             raise ValueError(
                 f"{name}: holds a model that runs on the host, which several devices cannot share; "
-                "devices=jax.local_devices()[:1] is taken"
+                "expected devices=jax.local_devices()[:1]"
             )
         if attack.goal.targeted:
             raise ValueError(
@@ -326,11 +326,11 @@ def _arrays(data: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         x, y = np.asarray(data[0]), np.asarray(data[1])
         ids = np.arange(len(x), dtype=np.int32) if x.ndim else np.zeros(0, np.int32)
     else:
-        raise TypeError(f"data: given {type(data).__name__}; a Dataset or (x, y) is taken")
+        raise TypeError(f"data: given {type(data).__name__}; expected a Dataset or (x, y)")
     if x.dtype != np.uint8 and not jnp.issubdtype(x.dtype, jnp.floating):
-        raise TypeError(f"images: given {x.dtype}; uint8, or floats in [0, 1] are taken")
+        raise TypeError(f"images: given {x.dtype}; expected uint8, or floats in [0, 1]")
     if x.ndim < 2 or x.size == 0:
-        raise ValueError(f"images: given shape {x.shape}; [N, ...] with N >= 1 is taken")
+        raise ValueError(f"images: given shape {x.shape}; expected [N, ...] with N >= 1")
     return x, y, ids
 
 

@@ -71,9 +71,9 @@ def wilson_over_draws(hits: np.ndarray, draws: int, level: float = 0.95) -> tupl
 
 def _check(k: float, n: float, level: float) -> None:
     if not (n >= 0 and 0 <= k <= n):
-        raise ValueError(f"given {k} of {n}; 0 <= k <= n is taken")
+        raise ValueError(f"given {k} of {n}; expected 0 <= k <= n")
     if not 0 < level < 1:
-        raise ValueError(f"given level={level}; a number between 0 and 1 is taken")
+        raise ValueError(f"given level={level}; expected a number between 0 and 1")
 
 
 @dataclasses.dataclass(frozen=True)

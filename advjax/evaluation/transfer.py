@@ -196,11 +196,11 @@ def transfer_matrix(
       ValueError: on unknown or no names, and otherwise as for ``evaluate``.
     """
     if not models:
-        raise ValueError("models: given none; name to model is taken")
+        raise ValueError("models: given none; expected name to model")
     if not 0 < level < 1:
-        raise ValueError(f"level: given {level}; a number between 0 and 1 is taken")
+        raise ValueError(f"level: given {level}; expected a number between 0 and 1")
     if levels is not None and (not isinstance(levels, int) or levels < 2):
-        raise ValueError(f"levels: given {levels!r}; None or an integer >= 2 is taken")
+        raise ValueError(f"levels: given {levels!r}; expected None or an integer >= 2")
     began = time.perf_counter()
     named = {name: as_model(model) for name, model in models.items()}
     crafting = _sources(named, attack, sources)
@@ -216,7 +216,7 @@ def transfer_matrix(
         if isinstance(source, np.ndarray):
             if source.shape != some.x.shape:
                 raise ValueError(
-                    f"{name}: given images {source.shape}; {some.x.shape} is taken, one per example"
+                    f"{name}: given images {source.shape}; expected {some.x.shape}, one per example"
                 )
         else:
             started[name] = Runner.start(source, data, key, batch_size, draws, None, devices)
@@ -285,7 +285,7 @@ def _sources(
     if sources is None:
         sources = [name for name, model in models.items() if not runs_on_host(model)]
     if isinstance(sources, str):
-        raise TypeError(f"sources: given {sources!r}; a list of names or a mapping is taken")
+        raise TypeError(f"sources: given {sources!r}; expected a list of names or a mapping")
     if not isinstance(sources, Mapping):
         unknown = [name for name in sources if name not in models]
         if unknown:
@@ -300,7 +300,7 @@ def _sources(
             continue
         model, own = source if isinstance(source, tuple) and len(source) == 2 else (source, attack)
         if not isinstance(own, Attack):
-            raise TypeError(f"{name}: given attack={own!r}; an advjax attack is taken")
+            raise TypeError(f"{name}: given attack={own!r}; expected an advjax attack")
         found[name] = (as_model(model), own)
     return found
 
@@ -316,7 +316,7 @@ def _counts(cell: Accuracy | None) -> str:
 
 def _check_shown(show: str) -> None:
     if show not in _SHOWN:
-        raise ValueError(f"show: given {show!r}; one of {', '.join(_SHOWN)} is taken")
+        raise ValueError(f"show: given {show!r}; expected one of {', '.join(_SHOWN)}")
 
 
 def _position(what: str, names: Sequence[str], name: str) -> int:

@@ -58,7 +58,7 @@ def init(module: nn.Module, key: jax.Array, x_shape: Sequence[int]) -> Any:
         shape = (1, *shape)
     if len(shape) not in (2, 4):
         raise ValueError(
-            f"x_shape {tuple(x_shape)}; (H, W, C), (D,) or one of these after a batch size is taken"
+            f"x_shape {tuple(x_shape)}; expected (H, W, C), (D,) or one of these after a batch size"
         )
     return _init(module, key, (1, *shape[1:]))
 

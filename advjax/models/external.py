@@ -48,9 +48,9 @@ class External:
     def check(self) -> None:
         if not callable(self.function):
             given = type(self.function).__name__
-            raise TypeError(f"External: given {given}; a function of NumPy arrays is taken")
+            raise TypeError(f"External: given {given}; expected a function of NumPy arrays")
         if not isinstance(self.classes, int) or self.classes < 2:
-            raise ValueError(f"External: given classes={self.classes!r}; an integer >= 2 is taken")
+            raise ValueError(f"External: given classes={self.classes!r}; expected an integer >= 2")
 
     def __call__(self, x: Array) -> Array:
         return _call(self.function, self.classes, x)
@@ -67,7 +67,7 @@ class External:
         if out.shape != (len(x), self.classes):
             raise ValueError(
                 f"External: the function returned shape {out.shape} for {len(x)} images; "
-                f"{(len(x), self.classes)} is taken"
+                f"expected {(len(x), self.classes)}"
             )
         return out.astype(np.float32)
 
@@ -91,7 +91,7 @@ def _no_gradient(function: HostFunction, classes: int, primals: Any, tangents: A
     del function, classes, primals, tangents
     raise TypeError(
         "External: given to something that differentiates it, but a function on the host has no "
-        "gradient; attacks on scores or labels are taken, or Transferred from another model"
+        "gradient; expected attacks on scores or labels, or Transferred from another model"
     )
 
 
@@ -116,7 +116,7 @@ class _Estimator:
         if found.shape[1] != len(known):
             raise ValueError(
                 f"from_sklearn: {self.method} returned {found.shape[1]} columns for {len(known)} "
-                "classes; one score per class is taken (decision_function_shape='ovr')"
+                "classes; expected one score per class (decision_function_shape='ovr')"
             )
         if len(known) == self.classes:
             return found
@@ -148,11 +148,11 @@ def from_sklearn(
     """
     name = type(estimator).__name__
     if not hasattr(estimator, "predict"):
-        raise TypeError(f"from_sklearn: given {name}; a fitted classifier is taken")
+        raise TypeError(f"from_sklearn: given {name}; expected a fitted classifier")
     if method is not None and method not in _METHODS:
-        raise ValueError(f"from_sklearn: given method={method!r}; one of {_METHODS} is taken")
+        raise ValueError(f"from_sklearn: given method={method!r}; expected one of {_METHODS}")
     if not hasattr(estimator, "classes_"):
-        raise ValueError(f"from_sklearn: given {name} without classes_; a fitted one is taken")
+        raise ValueError(f"from_sklearn: given {name} without classes_; expected a fitted one")
     if method is None:
         method = next(m for m in _METHODS if hasattr(estimator, m))
     if not hasattr(estimator, method):
@@ -160,13 +160,13 @@ def from_sklearn(
     known = np.asarray(estimator.classes_)
     if known.ndim != 1 or known.dtype.kind not in "iu" or known.min() < 0:
         raise TypeError(
-            f"from_sklearn: {name} was fitted to {known.dtype} labels; numbers 0, 1, ... are taken"
+            f"from_sklearn: {name} was fitted to {known.dtype} labels; expected numbers 0, 1, ..."
         )
     highest = int(known.max()) + 1
     classes = highest if classes is None else classes
     if classes < highest:
         raise ValueError(
-            f"from_sklearn: given classes={classes}; at least {highest}, one more than the "
-            "highest label, is taken"
+            f"from_sklearn: given classes={classes}; expected at least {highest}, one more "
+            "than the highest label"
         )
     return External(_Estimator(estimator, method, classes), classes)

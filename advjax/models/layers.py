@@ -183,7 +183,7 @@ class Network(nn.Module):
             if len(values) not in (0, 1, x.shape[-1]):
                 raise ValueError(
                     f"{field} has {len(values)} numbers, images {x.shape[-1]} channels; "
-                    "one number or one per channel is taken"
+                    "expected one number or one per channel"
                 )
         if len(self.mean):
             x = x - jnp.asarray(self.mean, x.dtype)

@@ -41,7 +41,7 @@ def max_pool(
     rows, columns = (n // k for n, k in zip(x.shape[1:3], window, strict=True))
     if not rows or not columns:
         size = "x".join(map(str, x.shape[1:3]))
-        raise ValueError(f"max_pool was given {size}; at least its window {window} is taken")
+        raise ValueError(f"max_pool was given {size}; expected at least its window {window}")
     return _tile_max(_tiles(x[:, : rows * window[0], : columns * window[1]], window))
 
 

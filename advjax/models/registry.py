@@ -57,7 +57,7 @@ def create(name: str, **fields: Any) -> nn.Module:
             raise ValueError(f"unknown field {field!r} of {name}; {_suggest(field, tuple(known))}")
     given = {k: _normal(k, v) for k, v in fields.items()}
     if not isinstance(given.get("classes", 1), int) or given.get("classes", 1) < 1:
-        raise ValueError(f"classes={given['classes']!r}; a whole number of at least 1 is taken")
+        raise ValueError(f"classes={given['classes']!r}; expected a whole number of at least 1")
     return cls(**{**preset, **given})
 
 

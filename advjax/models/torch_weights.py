@@ -110,7 +110,7 @@ def _build(function: Any, arguments: tuple[Any, ...]) -> Any:
     if known == ("torch._utils", "_rebuild_parameter"):
         return arguments[0]
     raise ValueError(
-        f"it wants to call {function}; tensors, containers and numbers are taken. "
+        f"it wants to call {function}; expected tensors, containers and numbers. "
         "Save the module's state_dict() instead"
     )
 
@@ -119,7 +119,7 @@ def _storage(persistent: Any) -> tuple[str, str, int]:
     """``(key, type, numel)`` of a persistent id ``("storage", type, key, device, numel, ...)``."""
     kind, of, key, _, numel = persistent[:5]
     if kind != "storage" or not isinstance(of, _Name) or of.name not in _DTYPES:
-        raise ValueError(f"it holds a storage of {of}; {', '.join(_DTYPES)} are taken")
+        raise ValueError(f"it holds a storage of {of}; expected {', '.join(_DTYPES)}")
     return str(key), of.name, int(numel)
 
 

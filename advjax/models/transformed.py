@@ -34,7 +34,7 @@ class Transformed:
         object.__setattr__(self, "model", as_model(self.model))
         if not callable(self.transform):
             given = type(self.transform).__name__
-            raise TypeError(f"Transformed: given {given}; a function (key, x) -> x is taken")
+            raise TypeError(f"Transformed: given {given}; expected a function (key, x) -> x")
         transform = self.transform
         if jax.tree_util.all_leaves([transform]):  # a function, no pytree
             transform = jax.tree_util.Partial(transform)

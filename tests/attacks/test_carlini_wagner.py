@@ -182,11 +182,11 @@ def test_a_round_of_l0_freezes_what_gives_nothing_or_could_give_least():
         (lambda: CarliniWagner(ball=Linf(0.1)), "CarliniWagner: given ball=Linf.*L2 ball"),
         (lambda: CarliniWagnerLinf(ball=L2()), "CarliniWagnerLinf: given ball=L2.*Linf ball"),
         (lambda: CarliniWagnerL0(ball=L1()), "CarliniWagnerL0: given ball=L1.*L0 ball"),
-        (lambda: CarliniWagner(steps=0), "given steps=0; an integer >= 1"),
+        (lambda: CarliniWagner(steps=0), "given steps=0; expected an integer >= 1"),
         (lambda: CarliniWagner(searches=2.5), "given searches=2.5"),
-        (lambda: CarliniWagner(c=0), "given c=0.*; numbers > 0"),
+        (lambda: CarliniWagner(c=0), "given c=0.*; expected numbers > 0"),
         (lambda: CarliniWagnerLinf(shrink=-1), "given shrink=-1"),
-        (lambda: CarliniWagnerL0(confidence=-1), "given confidence=-1.*; numbers >= 0"),
+        (lambda: CarliniWagnerL0(confidence=-1), "given confidence=-1.*; expected numbers >= 0"),
     ],
 )
 def test_bad_numbers_are_refused_in_one_line(make, message):

@@ -116,7 +116,7 @@ def test_published_weights_at_the_published_distance(lenet5, shared, key):
 @pytest.mark.parametrize(
     ("fields", "error", "says"),
     [
-        ({"ball": Linf(0.3)}, TypeError, "an L2 ball is taken"),
+        ({"ball": Linf(0.3)}, TypeError, "expected an L2 ball"),
         ({"steps": -1}, ValueError, "an integer >= 0"),
         ({"steps": 2.5}, ValueError, "an integer >= 0"),
         ({"gamma": 1.0}, ValueError, "between 0 and 1"),

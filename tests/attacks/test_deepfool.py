@@ -101,7 +101,7 @@ def test_a_finite_eps_cuts_the_perturbation(key):
 
 
 def test_refusals_say_what_is_taken():
-    with pytest.raises(TypeError, match="L2 or Linf is taken"):
+    with pytest.raises(TypeError, match="expected L2 or Linf"):
         DeepFool(ball=L1(1.0))
     with pytest.raises(ValueError, match="integer >= 2"):
         DeepFool(ball=L2(), classes=1)

@@ -92,7 +92,7 @@ def test_mask_target_and_radius(tiny, key):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"ball": L2()}, "EAD: given ball=L2.*; an L1 ball"),
+        ({"ball": L2()}, "EAD: given ball=L2.*; expected an L1 ball"),
         ({"rule": "L2"}, "given rule='L2'; expected 'L1' or 'EN'"),
         ({"beta": 0}, "given beta=0"),
         ({"steps": 0}, "given steps=0"),

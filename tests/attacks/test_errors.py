@@ -1,4 +1,4 @@
-"""Bad input ends in one line that says what was given and what is taken, before any compiling."""
+"""Bad input ends in one line: what was given and what is expected, before any compiling."""
 
 import jax
 import jax.numpy as jnp
@@ -35,13 +35,13 @@ def attack_with(tiny, attack=ATTACK, **changed):
         ({"x": np.full((8, 4, 3, 2), 2.0, np.float32)}, ValueError, r"given values from 2 to 2"),
         ({"x": np.full((8, 4, 3, 2), np.nan, np.float32)}, ValueError, r"given values from nan"),
         ({"x": np.zeros((8, 4, 3, 2), np.uint8)}, TypeError, r"given uint8.*divide by 255"),
-        ({"x": np.zeros((8, 4, 3, 2), int)}, TypeError, r"given int64; floats"),
+        ({"x": np.zeros((8, 4, 3, 2), int)}, TypeError, r"given int64; expected floats"),
         ({"x": np.float32(0.5)}, ValueError, r"given shape \(\)"),
         ({"x": np.zeros((0, 4, 3, 2), np.float32)}, ValueError, r"B >= 1"),
-        ({"y": np.full(8, 5)}, ValueError, r"given 5 to 5; 0 to 4"),
-        ({"y": np.full(8, -1)}, ValueError, r"given -1 to -1; 0 to 4"),
-        ({"y": np.zeros(8, np.float32)}, TypeError, r"given float32; integers"),
-        ({"y": np.zeros(5, int)}, ValueError, r"given shape \(5,\); \[8\]"),
+        ({"y": np.full(8, 5)}, ValueError, r"given 5 to 5; expected 0 to 4"),
+        ({"y": np.full(8, -1)}, ValueError, r"given -1 to -1; expected 0 to 4"),
+        ({"y": np.zeros(8, np.float32)}, TypeError, r"given float32; expected integers"),
+        ({"y": np.zeros(5, int)}, ValueError, r"given shape \(5,\); expected \[8\]"),
         ({"y": np.zeros((8, 5), int)}, ValueError, r"given shape \(8, 5\)"),
         ({"model": 3}, TypeError, r"given int"),
         ({"model": lambda x: x}, ValueError, r"logits \[B, K\] with K >= 2"),
@@ -65,15 +65,15 @@ def test_bad_input_is_refused_in_one_line(tiny, changed, error, message):
     [
         (lambda: Linf(-0.1), "given eps=-0.1"),
         (lambda: Linf(float("nan")), "given eps=nan"),
-        (lambda: PGD(ball=Linf(0.1), steps=-1), "given steps=-1; an integer >= 0"),
+        (lambda: PGD(ball=Linf(0.1), steps=-1), "given steps=-1; expected an integer >= 0"),
         (lambda: PGD(ball=Linf(0.1), steps=2.5), "given steps=2.5"),
         (lambda: PGD(ball=Linf(0.1), step_size=-1), "given step_size=-1"),
         (
             lambda: PGD(ball=Linf(0.1), loss=dlr).with_goal(Target()),
             "given loss=dlr and goal=Target",
         ),
-        (lambda: PGD(ball=0.1), "given ball=.*; a ball"),
-        (lambda: PGD(ball=L2()), "given L2\\(eps=inf.*; a finite eps"),
+        (lambda: PGD(ball=0.1), "given ball=.*; expected a ball"),
+        (lambda: PGD(ball=L2()), "given L2\\(eps=inf.*; expected a finite eps"),
         (lambda: Restarts(attack=ATTACK, n=0), "given n=0"),
         (lambda: WorstOf(attacks=()), "a tuple of attacks"),
         (lambda: EOT(attack=ATTACK, samples=0), "given samples=0"),

@@ -221,7 +221,7 @@ def test_the_published_mean_distance_on_published_weights(lenet5, shared, key):
 
 
 def test_fab_refusals_say_what_is_taken():
-    with pytest.raises(TypeError, match="Linf, L2 or L1 is taken"):
+    with pytest.raises(TypeError, match="expected Linf, L2 or L1"):
         FAB(ball=L0(3))
     with pytest.raises(ValueError, match="integers >= 1"):
         FAB(ball=L2(), rank=0)

@@ -202,7 +202,7 @@ def test_mask_and_box_hold(tiny, key):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: JSMA(ball=L2(1.0)), r"given ball=L2.*; a ball L0\(features\) is taken"),
+        (lambda: JSMA(ball=L2(1.0)), r"given ball=L2.*; expected a ball L0\(features\)"),
         (lambda: JSMA(theta=0), "given theta=0"),
         (lambda: JSMA(upsilon=-1), "given upsilon=-1"),
         (lambda: JSMA(steps=-1), "given steps=-1"),

@@ -103,7 +103,7 @@ def test_targeted_goes_to_the_target(key):
     ("make", "message"),
     [
         (lambda: OnePixel(ball=Linf(0.1)), "given ball=Linf"),
-        (lambda: OnePixel(population=3), "given population=3; an integer >= 4"),
+        (lambda: OnePixel(population=3), "given population=3; expected an integer >= 4"),
         (
             lambda: OnePixel(population=10, chunk=4),
             "given chunk=4; expected a divisor of population=10",
@@ -117,5 +117,5 @@ def test_wrong_settings_are_refused(make, message):
 
 
 def test_only_images_are_taken(key):
-    with pytest.raises(ValueError, match=r"given images of shape \(4, 7\); \[B, H, W, C\]"):
+    with pytest.raises(ValueError, match=r"given images of shape \(4, 7\); expected \[B, H, W,"):
         OnePixel()(key, lambda x: x[:, :2], jnp.zeros((4, 7)), Y)

@@ -144,20 +144,20 @@ def squashed(weights, curve, x):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: NES(ball=Linf()), "NES: given Linf.*; a finite eps is taken"),
+        (lambda: NES(ball=Linf()), "NES: given Linf.*; expected a finite eps"),
         (
             lambda: NES(ball=Linf(0.1), samples=7),
             "NES: given samples=7; expected an even integer >= 2",
         ),
         (lambda: SPSA(ball=Linf(0.1), samples=8, chunk=6), "given chunk=6 for 8 samples"),
-        (lambda: SPSA(ball=Linf(0.1), delta=0), "SPSA: given delta=0.0; numbers > 0"),
-        (lambda: NES(ball=Linf(0.1), queries=0), "NES: given queries=0; an integer >= 1"),
+        (lambda: SPSA(ball=Linf(0.1), delta=0), "SPSA: given delta=0.0; expected numbers > 0"),
+        (lambda: NES(ball=Linf(0.1), queries=0), "NES: given queries=0; expected an integer >= 1"),
         (lambda: SimBA(ball=Linf(0.1), basis="haar"), "given basis='haar'; expected one of"),
-        (lambda: SimBA(ball=L2()), "SimBA: given L2.*; a finite eps"),
-        (lambda: Boundary(ball=Linf()), r"Boundary: given ball=Linf.*; L2\(eps\) is taken"),
+        (lambda: SimBA(ball=L2()), "SimBA: given L2.*; expected a finite eps"),
+        (lambda: Boundary(ball=Linf()), r"Boundary: given ball=Linf.*; expected L2\(eps\)"),
         (lambda: Boundary(windows=(3,)), r"Boundary: given windows=\(3,\); expected two integers"),
-        (lambda: HopSkipJump(ball=0.3), "HopSkipJump: given ball=.*; L2 or Linf is taken"),
-        (lambda: HopSkipJump(probes=0), "HopSkipJump: given probes=0; an integer >= 1"),
+        (lambda: HopSkipJump(ball=0.3), "HopSkipJump: given ball=.*; expected L2 or Linf"),
+        (lambda: HopSkipJump(probes=0), "HopSkipJump: given probes=0; expected an integer >= 1"),
     ],
 )
 def test_fields_that_make_no_sense_are_refused(make, message):

@@ -171,10 +171,10 @@ def test_restarts_around_and_inside(noisy, key):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"samples": 0}, "given samples=0; an integer >= 1"),
-        ({"samples": 2.0}, "given samples=2.0; an integer >= 1"),
-        ({"chunk": 0}, "given chunk=0; None or an integer >= 1"),
-        ({"samples": 20, "chunk": 8}, "given chunk=8 for 20 samples; a divisor is taken"),
+        ({"samples": 0}, "given samples=0; expected an integer >= 1"),
+        ({"samples": 2.0}, "given samples=2.0; expected an integer >= 1"),
+        ({"chunk": 0}, "given chunk=0; expected None or an integer >= 1"),
+        ({"samples": 20, "chunk": 8}, "given chunk=8 for 20 samples; expected a divisor"),
     ],
 )
 def test_eot_refuses(fields, message):

@@ -24,7 +24,7 @@ def test_an_entry_is_an_attack_on_every_norm_it_names(entry):
         if entry.targeted:
             assert isinstance(attack.with_goal(Target()), Attack)
     for norm in set(registry.ALL) - set(entry.norms) if entry.norms else ():
-        with pytest.raises((TypeError, ValueError), match="expected|is taken|are taken"):
+        with pytest.raises((TypeError, ValueError), match="expected"):
             entry.make(registry.ball_of(norm, 1.0))
 
 

@@ -82,7 +82,7 @@ def constant(weights, x):
 @pytest.mark.parametrize(
     ("fields", "error", "says"),
     [
-        ({"ball": L2()}, TypeError, "an L0 ball is taken"),
+        ({"ball": L2()}, TypeError, "expected an L0 ball"),
         ({"steps": -1}, ValueError, "an integer >= 0"),
         ({"sigma": 0}, ValueError, "numbers > 0"),
     ],

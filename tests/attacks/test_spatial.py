@@ -128,7 +128,7 @@ def test_what_it_does_not_take_is_refused(fields):
 
 def test_what_does_not_fit_the_images_is_refused(tiny, key):
     model, _, x, y = tiny
-    with pytest.raises(ValueError, match=r"\[B, H, W, C\] is taken"):
+    with pytest.raises(ValueError, match=r"expected \[B, H, W, C\]"):
         Spatial()(key, model, x.reshape(8, -1), y)
     with pytest.raises(ValueError, match="one per image"):
         Spatial(max_shift=[1, 2])(key, model, x, y)

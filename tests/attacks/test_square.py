@@ -140,11 +140,11 @@ def test_number_of_steps_is_not_a_new_program(tiny, traces, key):
 
 
 def test_square_refusals_say_what_is_taken(key):
-    with pytest.raises(TypeError, match="Linf, L2 or L1 is taken"):
+    with pytest.raises(TypeError, match="expected Linf, L2 or L1"):
         Square(ball=L0(3))
     with pytest.raises(ValueError, match="finite eps"):
         Square(ball=Linf())
     with pytest.raises(ValueError, match=r"p_init=0"):
         Square(ball=Linf(0.1), p_init=0)
-    with pytest.raises(ValueError, match=r"\[B, H, W, C\] is taken"):
+    with pytest.raises(ValueError, match=r"expected \[B, H, W, C\]"):
         Square(ball=Linf(0.1))(key, constant, jnp.zeros((2, 5)), jnp.zeros(2, jnp.int32))

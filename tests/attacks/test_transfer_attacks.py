@@ -161,8 +161,8 @@ def test_targeted_lowers_the_loss_of_the_target(bent, key):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: NIFGSM(ball=Linf()), "given Linf.*a finite eps is taken"),
-        (lambda: SIFGSM(ball=BALL, scales=0), "given scales=0; an integer >= 1"),
+        (lambda: NIFGSM(ball=Linf()), "given Linf.*expected a finite eps"),
+        (lambda: SIFGSM(ball=BALL, scales=0), "given scales=0; expected an integer >= 1"),
         (lambda: TIFGSM(ball=BALL, kernel=4), "given kernel=4; expected an odd integer"),
         (lambda: DIFGSM(ball=BALL, diversity=1.5), "given diversity=1.5; expected 0 to 1"),
     ],

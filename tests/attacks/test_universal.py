@@ -129,7 +129,7 @@ def test_the_mask_holds_and_the_scale_reaches_the_perturbation(one_sided, key):
 
 def test_what_is_not_taken_is_refused(one_sided, key):
     model, _, x = one_sided
-    with pytest.raises(ValueError, match="a finite eps is taken"):
+    with pytest.raises(ValueError, match="expected a finite eps"):
         train_universal(key, model, x, ball=Linf())
     with pytest.raises(ValueError, match="expected a scalar"):
         Universal(delta=0.1, ball=Linf([0.1, 0.2]))

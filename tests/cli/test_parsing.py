@@ -36,7 +36,9 @@ def test_numbers_are_decimals_or_fractions() -> None:
     assert number("8/255") == 8 / 255
     assert number("1e-2") == 0.01
     for wrong in ("x", "1/0", "8/", "1/2/3", ""):
-        with pytest.raises(ValueError, match="fraction such as 8/255 is taken"):
+        with pytest.raises(
+            ValueError, match="expected a number such as 0.03 or a fraction such as 8/255"
+        ):
             number(wrong)
 
 

@@ -164,5 +164,5 @@ def test_a_bad_address_to_join_is_told(
     where: str, experiment: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["train", str(experiment), "--run", str(tmp_path / "r"), "--join", where]) == 2
-    assert f"--join {where}: ADDRESS:PORT,N,I or auto is taken" in capsys.readouterr().err
+    assert f"--join {where}: expected ADDRESS:PORT,N,I or auto" in capsys.readouterr().err
     assert not (tmp_path / "r").exists()

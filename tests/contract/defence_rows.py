@@ -110,7 +110,7 @@ ROWS = {
         spec=lambda m: BitDepth(bits=3),
         adaptive=identity,
         blocked="zero",
-        refused=((lambda: BitDepth(0), "BitDepth: given bits=0.0; numbers >= 1"),),
+        refused=((lambda: BitDepth(0), "BitDepth: given bits=0.0; expected numbers >= 1"),),
     ),
     "MedianFilter": Row(
         MedianFilter,
@@ -128,21 +128,23 @@ ROWS = {
         adaptive=identity,
         blocked="refused",
         on_host=True,
-        refused=((lambda: JPEG(0), "JPEG: given quality=0.0; 1 to 100"),),
+        refused=((lambda: JPEG(0), "JPEG: given quality=0.0; expected 1 to 100"),),
     ),
     "TotalVariation": Row(
         TotalVariation,
         lambda weight: TotalVariation(weight, steps=5),
         {"weight": (0.05, 0.2)},
         spec=lambda m: TotalVariation(weight=0.1),
-        refused=((lambda: TotalVariation(0), "TotalVariation: given weight=0.0; numbers > 0"),),
+        refused=(
+            (lambda: TotalVariation(0), "TotalVariation: given weight=0.0; expected numbers"),
+        ),
     ),
     "PixelDropout": Row(
         PixelDropout,
         lambda keep, weight: Transformed(LINEAR, PixelDropout(keep, weight, steps=5)),
         {"keep": (0.9, 0.5), "weight": (0.1, 0.03)},
         spec=lambda m: PixelDropout(keep=0.7),
-        refused=((lambda: PixelDropout(2), "PixelDropout: given keep=2.0; 0 to 1"),),
+        refused=((lambda: PixelDropout(2), "PixelDropout: given keep=2.0; expected 0 to 1"),),
     ),
     "Preprocessed BitDepth": preprocessed(
         BitDepth,
@@ -159,7 +161,7 @@ ROWS = {
         spec=lambda m: JumpReLU(model=m, kappa=0.1),
         adaptive=lambda model: replace(model, backward="identity"),
         refused=(
-            (lambda: JumpReLU(CNN, -1.0), "JumpReLU: given kappa=-1.0; numbers >= 0"),
+            (lambda: JumpReLU(CNN, -1.0), "JumpReLU: given kappa=-1.0; expected numbers >= 0"),
             (
                 lambda: JumpReLU(CNN, 1.0, backward="sign"),
                 "JumpReLU: given backward='sign'; 'exact', 'relu' or",
@@ -172,10 +174,10 @@ ROWS = {
         {"first": (0.1, 0.3), "inner": (0.1, 0.1)},
         spec=lambda m: RandomSelfEnsemble(model=m, sigma_first=0.2),
         refused=(
-            (lambda: RandomSelfEnsemble(CNN, n=0), "RandomSelfEnsemble: given n=0; an integer >="),
+            (lambda: RandomSelfEnsemble(CNN, n=0), "RandomSelfEnsemble: given n=0; expected an"),
             (
                 lambda: RandomSelfEnsemble(CNN, sigma_inner=-1),
-                "RandomSelfEnsemble: given sigma_inner=-1.0; numbers",
+                "RandomSelfEnsemble: given sigma_inner=-1.0; expected numbers",
             ),
         ),
     ),
@@ -195,10 +197,10 @@ ROWS = {
         {"sigma": (0.1, 0.3)},
         spec=lambda m: Smoothed(model=m, sigma=0.25),
         refused=(
-            (lambda: Smoothed(LINEAR, 0.0), "Smoothed: given sigma=0.0; numbers > 0"),
+            (lambda: Smoothed(LINEAR, 0.0), "Smoothed: given sigma=0.0; expected numbers > 0"),
             (
                 lambda: Smoothed(LINEAR, 0.3, batch_size=0),
-                "Smoothed: given batch_size=0; an integer >= 1",
+                "Smoothed: given batch_size=0; expected an integer >= 1",
             ),
         ),
     ),
@@ -211,7 +213,7 @@ ROWS = {
         refused=(
             (
                 lambda: FeatureSqueezing(LINEAR, ()),
-                r"FeatureSqueezing: given squeezers=\(\); a tuple",
+                r"FeatureSqueezing: given squeezers=\(\); expected a tuple",
             ),
         ),
     ),
@@ -235,7 +237,7 @@ ROWS = {
                 lambda: KernelDensity(
                     LINEAR, LINEAR, points=np.eye(3), labels=np.arange(3), bandwidth=0
                 ),
-                "KernelDensity: given bandwidth=0.0; numbers > 0",
+                "KernelDensity: given bandwidth=0.0; expected numbers > 0",
             ),
         ),
     ),
@@ -251,7 +253,7 @@ ROWS = {
         refused=(
             (
                 lambda: WithDetector(LINEAR, score, 0.0, scale=0),
-                "WithDetector: given scale=0.0; numbers > 0",
+                "WithDetector: given scale=0.0; expected numbers > 0",
             ),
         ),
     ),

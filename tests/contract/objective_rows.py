@@ -338,7 +338,7 @@ ROWS = {
         ),
         scheduled=lambda grow, f: IBP(Linf(0.1 * f), eps_schedule=grow),
         refused=(
-            (lambda: IBP(L1(0.1)), TypeError, "IBP: given ball=L1.*; Linf is taken"),
+            (lambda: IBP(L1(0.1)), TypeError, "IBP: given ball=L1.*; expected Linf"),
             no_fraction("kappa", lambda: IBP(Linf(0.1), kappa=2)),
         ),
     ),

@@ -294,7 +294,7 @@ def test_pixels_off_the_mask_are_untouched(name, tiny, key):
 
 @pytest.mark.parametrize("name", rows(MASKLESS))
 def test_a_mask_that_cannot_hold_is_refused(name, tiny):
-    with pytest.raises(ValueError, match="given a mask; a ball without one is taken"):
+    with pytest.raises(ValueError, match="given a mask; expected a ball without one"):
         on_ball(ATTACKS[name](), mask=np.ones(tiny[2].shape[1:], np.float32))
 
 

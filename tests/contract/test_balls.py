@@ -197,7 +197,7 @@ def test_mask_and_channel_bounds_hold(ball):
 @TABLE
 @pytest.mark.parametrize("eps", [-0.1, float("nan"), [0.1, -1.0], []])
 def test_bad_eps_is_refused(ball, eps):
-    with pytest.raises(ValueError, match="numbers >= 0 are taken"):
+    with pytest.raises(ValueError, match="expected numbers >= 0"):
         replace(ball, eps=eps)
 
 
@@ -213,5 +213,5 @@ def test_a_ball_without_eps_is_the_box(ball):
     delta = jnp.asarray(np.random.default_rng(0).normal(size=(3, 2, 4)), jnp.float32)
     np.testing.assert_allclose(free.project(delta), delta, rtol=1e-6)
     assert np.isinf(free.scaled(0.5).eps) and np.isinf(free.scaled(0).eps)
-    with pytest.raises(ValueError, match="a finite eps is taken"):
+    with pytest.raises(ValueError, match="expected a finite eps"):
         PGD(ball=free)

@@ -118,7 +118,7 @@ def test_a_smoothed_model_may_be_smoothed(key):
 
 
 def test_what_cannot_work_is_refused(key):
-    with pytest.raises(ValueError, match=r"Smoothed: given n=0; an integer >= 1"):
+    with pytest.raises(ValueError, match=r"Smoothed: given n=0; expected an integer >= 1"):
         smoothed().counts(key, X, 0)
-    with pytest.raises(ValueError, match=r"Smoothed: given alpha=0.7; a number between 0 and .5"):
+    with pytest.raises(ValueError, match=r"Smoothed: given alpha=0.7; expected a number between 0"):
         smoothed().certify(key, X, alpha=0.7)

@@ -153,7 +153,7 @@ def test_a_randomised_model_may_be_behind_it(tiny, key):
 
 
 def test_what_cannot_work_is_refused():
-    with pytest.raises(ValueError, match=r"JPEG: given 2 channels; 1 or 3 are taken"):
+    with pytest.raises(ValueError, match=r"JPEG: given 2 channels; expected 1 or 3"):
         JPEG()(X[..., :2])
     with pytest.raises(ValueError, match=r"MedianFilter: given images of shape \(2, 3\)"):
         MedianFilter()(jnp.ones((2, 3)))

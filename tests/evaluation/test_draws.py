@@ -54,9 +54,9 @@ def test_logits_that_are_not_finite_are_no_success(key):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"model": brightness}, "_Function, which is not randomised; a model with stochastic"),
-        ({"draws": 0}, "draws: given 0; an integer >= 1"),
-        ({"y": Y + 2}, "labels: given 2 to 2; 0 to 1"),
+        ({"model": brightness}, "_Function, which is not randomised; expected a model with"),
+        ({"draws": 0}, "draws: given 0; expected an integer >= 1"),
+        ({"y": Y + 2}, "labels: given 2 to 2; expected 0 to 1"),
         ({"level": 1.0}, "level=1.0"),
     ],
 )

@@ -333,12 +333,12 @@ def test_the_table_shows_every_number(task, key):
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        ({"data": (X * 2, Y)}, ValueError, "values from 0.2 to 1.8; 0 to 1 are taken"),
+        ({"data": (X * 2, Y)}, ValueError, "values from 0.2 to 1.8; expected 0 to 1"),
         ({"data": (X * np.nan, Y)}, ValueError, "values from nan"),
         ({"data": (X.astype(np.int64), Y)}, TypeError, "images: given int64"),
         ({"data": (X[:0], Y[:0])}, ValueError, "N >= 1"),
         ({"data": (X, Y[:3])}, ValueError, "labels: given shape"),
-        ({"data": (X, Y + 1)}, ValueError, "labels: given 1 to 2; 0 to 1"),
+        ({"data": (X, Y + 1)}, ValueError, "labels: given 1 to 2; expected 0 to 1"),
         ({"data": (X, Y * 1.0)}, TypeError, "labels: given float64"),
         ({"data": "mnist"}, TypeError, "data: given str"),
         ({"key": 0}, TypeError, "jax.random.key"),

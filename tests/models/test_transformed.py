@@ -87,7 +87,7 @@ def test_it_is_evaluated_over_its_draws(tiny, key):
 
 
 def test_what_cannot_be_called_is_refused(tiny):
-    with pytest.raises(TypeError, match=r"Transformed: given str; a function \(key, x\) -> x"):
+    with pytest.raises(TypeError, match=r"Transformed: given str; expected a function \(key, x\)"):
         Transformed(tiny[0], "noise")
     with pytest.raises(TypeError, match="a model is a callable"):
         Transformed(3, shifted)
