@@ -135,7 +135,7 @@ ROWS = {
         lambda weight: TotalVariation(weight, steps=5),
         {"weight": (0.05, 0.2)},
         spec=lambda m: TotalVariation(weight=0.1),
-        refused=(
+        refused=((lambda: TotalVariation(0), "given weight=0.0; expected numbers > 0"),),
             (lambda: TotalVariation(0), "TotalVariation: given weight=0.0; expected numbers"),
         ),
     ),
