@@ -33,7 +33,7 @@ def test_the_page_on_new_attacks_runs_and_quotes_what_stands():
     assert len(blocks) == 3 and names["record"].success.any()
     quoted = ["advjax/attacks/acg.py", "advjax/attacks/__init__.py", "advjax/attacks/registry.py"]
     sources = [(ROOT / path).read_text() for path in (*quoted, "tests/contract/rows_apgd.py")]
-    quotes = re.findall(r"```py\n(.*?)```", NEW_ATTACK.read_text(), re.DOTALL)
+    quotes = re.findall(r"```text\n(.*?)```", NEW_ATTACK.read_text(), re.DOTALL)
     assert len(quotes) == 4
     for quote in quotes:
         assert any(quote in source for source in sources), quote
