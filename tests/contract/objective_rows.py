@@ -114,16 +114,16 @@ ROWS = {
         refused=(no_fraction("clean_weight", lambda: Madry(fgsm(), clean_weight=-0.5)),),
     ),
     "TRADES": Row(
-        make=lambda eps, beta, sigma: TRADES(pgd(eps, eps), beta=beta, sigma=sigma),
+        make=lambda eps, beta, sigma: TRADES(pgd(eps, 0.3 * eps), beta=beta, sigma=sigma),
         **_searched(TRADES, 6),
     ),
     "TRADES paired": Row(
-        make=lambda eps, beta: TRADES(pgd(eps, eps), beta=beta, paired=True),
+        make=lambda eps, beta: TRADES(pgd(eps, 0.3 * eps), beta=beta, paired=True),
         numbers={"eps": (0, 0.05, 0.1), "beta": (0, 1, 6)},
         refused=(),
     ),
     "MART": Row(
-        make=lambda eps, beta, sigma: MART(pgd(eps, eps), beta=beta, sigma=sigma),
+        make=lambda eps, beta, sigma: MART(pgd(eps, 0.3 * eps), beta=beta, sigma=sigma),
         known=boosted,
         **_searched(MART, 5),
     ),
