@@ -66,7 +66,7 @@ class Row:
       make: the defence of one set of numbers: a model, a detector or a transform of a batch.
       numbers: name to two values of it, whose answers differ.
       spec: ``network -> object`` that is written and read again.
-      refused: ``(make, message)`` each.
+      refused: message to a call that raises it as a ValueError.
       adaptive: the same defence as an attack should see it.
       blocked: what the defence's own gradient is: ``""`` if it leads somewhere, ``"zero"``, or
         ``"refused"``.
@@ -79,7 +79,7 @@ class Row:
     make: Callable[..., Any]
     numbers: dict[str, Any]
     spec: Callable[[Any], Any] | None = None
-    refused: tuple[Any, ...] = ()
+    refused: dict[str, Any] = dataclasses.field(default_factory=dict)
     adaptive: Callable[[Any], Any] = itself
     blocked: str = ""
     slope: Any = None
@@ -110,7 +110,9 @@ ROWS = {
         spec=lambda m: BitDepth(bits=3),
         adaptive=identity,
         blocked="zero",
-        refused=((lambda: BitDepth(0), "BitDepth: given bits=0.0; numbers >= 1"),),
+        refused={
+            "BitDepth: given bits=0.0; numbers >= 1": lambda: BitDepth(0),
+        },
     ),
     "MedianFilter": Row(
         MedianFilter,
@@ -118,7 +120,9 @@ ROWS = {
         {},
         spec=lambda m: MedianFilter(window=3),
         adaptive=identity,
-        refused=((lambda: MedianFilter(0), "MedianFilter: given window=0"),),
+        refused={
+            "MedianFilter: given window=0": lambda: MedianFilter(0),
+        },
     ),
     "JPEG": Row(
         JPEG,
@@ -128,21 +132,27 @@ ROWS = {
         adaptive=identity,
         blocked="refused",
         on_host=True,
-        refused=((lambda: JPEG(0), "JPEG: given quality=0.0; 1 to 100"),),
+        refused={
+            "JPEG: given quality=0.0; 1 to 100": lambda: JPEG(0),
+        },
     ),
     "TotalVariation": Row(
         TotalVariation,
         lambda weight: TotalVariation(weight, steps=5),
         {"weight": (0.05, 0.2)},
         spec=lambda m: TotalVariation(weight=0.1),
-        refused=((lambda: TotalVariation(0), "TotalVariation: given weight=0.0; numbers > 0"),),
+        refused={
+            "TotalVariation: given weight=0.0; numbers > 0": lambda: TotalVariation(0),
+        },
     ),
     "PixelDropout": Row(
         PixelDropout,
         lambda keep, weight: Transformed(LINEAR, PixelDropout(keep, weight, steps=5)),
         {"keep": (0.9, 0.5), "weight": (0.1, 0.03)},
         spec=lambda m: PixelDropout(keep=0.7),
-        refused=((lambda: PixelDropout(2), "PixelDropout: given keep=2.0; 0 to 1"),),
+        refused={
+            "PixelDropout: given keep=2.0; 0 to 1": lambda: PixelDropout(2),
+        },
     ),
     "Preprocessed BitDepth": preprocessed(
         BitDepth,
@@ -158,26 +168,24 @@ ROWS = {
         {"kappa": (0, 0.2)},
         spec=lambda m: JumpReLU(model=m, kappa=0.1),
         adaptive=lambda model: replace(model, backward="identity"),
-        refused=(
-            (lambda: JumpReLU(CNN, -1.0), "JumpReLU: given kappa=-1.0; numbers >= 0"),
-            (
-                lambda: JumpReLU(CNN, 1.0, backward="sign"),
-                "JumpReLU: given backward='sign'; 'exact', 'relu' or",
+        refused={
+            "JumpReLU: given kappa=-1.0; numbers >= 0": lambda: JumpReLU(CNN, -1.0),
+            "JumpReLU: given backward='sign'; 'exact', 'relu' or": lambda: JumpReLU(
+                CNN, 1.0, backward="sign"
             ),
-        ),
+        },
     ),
     "RandomSelfEnsemble": Row(
         RandomSelfEnsemble,
         lambda first, inner: RandomSelfEnsemble(CNN, sigma_first=first, sigma_inner=inner, n=2),
         {"first": (0.1, 0.3), "inner": (0.1, 0.1)},
         spec=lambda m: RandomSelfEnsemble(model=m, sigma_first=0.2),
-        refused=(
-            (lambda: RandomSelfEnsemble(CNN, n=0), "RandomSelfEnsemble: given n=0; an integer >="),
-            (
-                lambda: RandomSelfEnsemble(CNN, sigma_inner=-1),
-                "RandomSelfEnsemble: given sigma_inner=-1.0; numbers",
+        refused={
+            "RandomSelfEnsemble: given n=0; an integer >=": lambda: RandomSelfEnsemble(CNN, n=0),
+            "RandomSelfEnsemble: given sigma_inner=-1.0; numbers": lambda: RandomSelfEnsemble(
+                CNN, sigma_inner=-1
             ),
-        ),
+        },
     ),
     "NoisyConvolutions": Row(
         NoisyConvolutions,
@@ -194,13 +202,12 @@ ROWS = {
         lambda sigma: Smoothed(LINEAR, sigma),
         {"sigma": (0.1, 0.3)},
         spec=lambda m: Smoothed(model=m, sigma=0.25),
-        refused=(
-            (lambda: Smoothed(LINEAR, 0.0), "Smoothed: given sigma=0.0; numbers > 0"),
-            (
-                lambda: Smoothed(LINEAR, 0.3, batch_size=0),
-                "Smoothed: given batch_size=0; an integer >= 1",
+        refused={
+            "Smoothed: given sigma=0.0; numbers > 0": lambda: Smoothed(LINEAR, 0.0),
+            "Smoothed: given batch_size=0; an integer >= 1": lambda: Smoothed(
+                LINEAR, 0.3, batch_size=0
             ),
-        ),
+        },
     ),
     "FeatureSqueezing": Row(
         FeatureSqueezing,
@@ -208,12 +215,11 @@ ROWS = {
         {"bits": (1, 3)},
         spec=lambda m: FeatureSqueezing(model=m, squeezers=(BitDepth(bits=3),)),
         adaptive=lambda detector: detector.adaptive(),
-        refused=(
-            (
-                lambda: FeatureSqueezing(LINEAR, ()),
-                r"FeatureSqueezing: given squeezers=\(\); a tuple",
+        refused={
+            r"FeatureSqueezing: given squeezers=\(\); a tuple": lambda: FeatureSqueezing(
+                LINEAR, ()
             ),
-        ),
+        },
     ),
     "Mahalanobis": Row(
         Mahalanobis,
@@ -230,14 +236,11 @@ ROWS = {
         spec=lambda m: KernelDensity(
             model=m, features=pixels, points=np.eye(3), labels=jnp.array([0, 2, 1]), bandwidth=0.3
         ),
-        refused=(
-            (
-                lambda: KernelDensity(
-                    LINEAR, LINEAR, points=np.eye(3), labels=np.arange(3), bandwidth=0
-                ),
-                "KernelDensity: given bandwidth=0.0; numbers > 0",
+        refused={
+            "KernelDensity: given bandwidth=0.0; numbers > 0": lambda: KernelDensity(
+                LINEAR, LINEAR, points=np.eye(3), labels=np.arange(3), bandwidth=0
             ),
-        ),
+        },
     ),
     "WithDetector": Row(
         WithDetector,
@@ -248,12 +251,11 @@ ROWS = {
             detector=FeatureSqueezing(model=pixels, squeezers=(JPEG(),)),
             threshold=0.2,
         ),
-        refused=(
-            (
-                lambda: WithDetector(LINEAR, score, 0.0, scale=0),
-                "WithDetector: given scale=0.0; numbers > 0",
+        refused={
+            "WithDetector: given scale=0.0; numbers > 0": lambda: WithDetector(
+                LINEAR, score, 0.0, scale=0
             ),
-        ),
+        },
     ),
     "WithDetector squeezing": Row(
         WithDetector,
