@@ -64,7 +64,7 @@ class Stateful:
         return {}
 
 
-def stateful():
+def carrier():
     return GradientPenalty(Stateful())
 
 
@@ -192,7 +192,7 @@ ROWS = {
             "GradientPenalty: given weight=-1": lambda: GradientPenalty(weight=-1),
         },
         wrong_type={
-            "GradientPenalty: given Stateful; expected an objective that carries no state": stateful,
+            "GradientPenalty: given Stateful; expected an objective that carries no state": carrier,
         },
     ),
     "LogitSqueezing": Row(
