@@ -125,12 +125,12 @@ class Row:
       order: an order of the six examples that changes neither loss nor gradient.
       coupled: why the loss is not the mean of what each image has alone; empty where it is.
       scheduled: ``(schedule, factor) -> objective`` whose budget is both; None without a schedule.
-      refused: ``(make, error, message)`` each.
+      refused: message to a call that raises it as a ValueError.
+      wrong_type: likewise, as a TypeError.
     """
 
     make: Callable[..., Any]
     numbers: dict[str, Any]
-    refused: tuple[Any, ...]
     known: Callable[..., Any] = cross_entropies
     then: Callable[..., Any] = increasing
     spec: Callable[[], Any] | None = None
@@ -140,6 +140,8 @@ class Row:
     order: tuple[int, ...] = (3, 0, 5, 1, 4, 2)
     coupled: str = ""
     scheduled: Callable[..., Any] | None = None
+    refused: dict[str, Any] = dataclasses.field(default_factory=dict)
+    wrong_type: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def at(self, i):
         return self.make(**{name: np.float32(v[i]) for name, v in self.numbers.items()})

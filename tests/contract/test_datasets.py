@@ -201,6 +201,7 @@ def test_take_and_subset_keep_ids_classes_and_pairs(name, sets):
     for field in ("x", "y", "ids"):
         np.testing.assert_array_equal(getattr(few, field), getattr(data, field)[here])
     np.testing.assert_array_equal(few.ids, data.subset(4, seed=1).ids)
+    assert few.ids.tolist() != data.subset(4, seed=2).ids.tolist()
     assert len(data.subset(100_000)) == len(data)
     assert data.take(slice(0, 2)).take([1]).ids.tolist() == [data.ids[1]]
 
