@@ -111,7 +111,7 @@ ROWS = {
         adaptive=identity,
         blocked="zero",
         refused={
-            "BitDepth: given bits=0.0; numbers >= 1": lambda: BitDepth(0),
+            "BitDepth: given bits=0.0; expected numbers >= 1": lambda: BitDepth(0),
         },
     ),
     "MedianFilter": Row(
@@ -133,7 +133,7 @@ ROWS = {
         blocked="refused",
         on_host=True,
         refused={
-            "JPEG: given quality=0.0; 1 to 100": lambda: JPEG(0),
+            "JPEG: given quality=0.0; expected 1 to 100": lambda: JPEG(0),
         },
     ),
     "TotalVariation": Row(
@@ -142,7 +142,7 @@ ROWS = {
         {"weight": (0.05, 0.2)},
         spec=lambda m: TotalVariation(weight=0.1),
         refused={
-            "TotalVariation: given weight=0.0; numbers > 0": lambda: TotalVariation(0),
+            "TotalVariation: given weight=0.0; expected numbers > 0": lambda: TotalVariation(0),
         },
     ),
     "PixelDropout": Row(
@@ -151,7 +151,7 @@ ROWS = {
         {"keep": (0.9, 0.5), "weight": (0.1, 0.03)},
         spec=lambda m: PixelDropout(keep=0.7),
         refused={
-            "PixelDropout: given keep=2.0; 0 to 1": lambda: PixelDropout(2),
+            "PixelDropout: given keep=2.0; expected 0 to 1": lambda: PixelDropout(2),
         },
     ),
     "Preprocessed BitDepth": preprocessed(
@@ -169,8 +169,8 @@ ROWS = {
         spec=lambda m: JumpReLU(model=m, kappa=0.1),
         adaptive=lambda model: replace(model, backward="identity"),
         refused={
-            "JumpReLU: given kappa=-1.0; numbers >= 0": lambda: JumpReLU(CNN, -1.0),
-            "JumpReLU: given backward='sign'; 'exact', 'relu' or": lambda: JumpReLU(
+            "JumpReLU: given kappa=-1.0; expected numbers >= 0": lambda: JumpReLU(CNN, -1.0),
+            "JumpReLU: given backward='sign'; expected 'exact', 'relu' or": lambda: JumpReLU(
                 CNN, 1.0, backward="sign"
             ),
         },
@@ -181,8 +181,8 @@ ROWS = {
         {"first": (0.1, 0.3), "inner": (0.1, 0.1)},
         spec=lambda m: RandomSelfEnsemble(model=m, sigma_first=0.2),
         refused={
-            "RandomSelfEnsemble: given n=0; an integer >=": lambda: RandomSelfEnsemble(CNN, n=0),
-            "RandomSelfEnsemble: given sigma_inner=-1.0; numbers": lambda: RandomSelfEnsemble(
+            "given n=0; expected an integer >= 1": lambda: RandomSelfEnsemble(CNN, n=0),
+            "given sigma_inner=-1.0; expected numbers": lambda: RandomSelfEnsemble(
                 CNN, sigma_inner=-1
             ),
         },
@@ -203,8 +203,8 @@ ROWS = {
         {"sigma": (0.1, 0.3)},
         spec=lambda m: Smoothed(model=m, sigma=0.25),
         refused={
-            "Smoothed: given sigma=0.0; numbers > 0": lambda: Smoothed(LINEAR, 0.0),
-            "Smoothed: given batch_size=0; an integer >= 1": lambda: Smoothed(
+            "Smoothed: given sigma=0.0; expected numbers > 0": lambda: Smoothed(LINEAR, 0.0),
+            "Smoothed: given batch_size=0; expected an integer >= 1": lambda: Smoothed(
                 LINEAR, 0.3, batch_size=0
             ),
         },
@@ -216,7 +216,7 @@ ROWS = {
         spec=lambda m: FeatureSqueezing(model=m, squeezers=(BitDepth(bits=3),)),
         adaptive=lambda detector: detector.adaptive(),
         refused={
-            r"FeatureSqueezing: given squeezers=\(\); a tuple": lambda: FeatureSqueezing(
+            r"FeatureSqueezing: given squeezers=\(\); expected a tuple": lambda: FeatureSqueezing(
                 LINEAR, ()
             ),
         },
@@ -237,7 +237,7 @@ ROWS = {
             model=m, features=pixels, points=np.eye(3), labels=jnp.array([0, 2, 1]), bandwidth=0.3
         ),
         refused={
-            "KernelDensity: given bandwidth=0.0; numbers > 0": lambda: KernelDensity(
+            "KernelDensity: given bandwidth=0.0; expected numbers > 0": lambda: KernelDensity(
                 LINEAR, LINEAR, points=np.eye(3), labels=np.arange(3), bandwidth=0
             ),
         },
@@ -252,7 +252,7 @@ ROWS = {
             threshold=0.2,
         ),
         refused={
-            "WithDetector: given scale=0.0; numbers > 0": lambda: WithDetector(
+            "WithDetector: given scale=0.0; expected numbers > 0": lambda: WithDetector(
                 LINEAR, score, 0.0, scale=0
             ),
         },

@@ -328,7 +328,7 @@ ROWS = {
             "kappa: given 2.0; expected numbers from 0 to 1": lambda: IBP(Linf(0.1), kappa=2),
         },
         wrong_type={
-            "IBP: given ball=L1.*; Linf is taken": lambda: IBP(L1(0.1)),
+            "IBP: given ball=L1.*; expected Linf": lambda: IBP(L1(0.1)),
         },
     ),
 }

@@ -45,7 +45,7 @@ class TRADES(Scheduled):
     """``cross_entropy(x) + beta KL(p(x) || p(x'))`` (Zhang et al. 2019, algorithm 1).
 
     The neighbour x' maximises the same divergence: PGD from ``x + sigma N(0, 1)``, for at x itself
-    its gradient is zero, on the network in evaluation mode; the last iterate is taken. Through both
+    its gradient is zero, on the network in evaluation mode; expected the last iterate. Through both
     ``p(x)`` and ``p(x')`` the loss is differentiated.
 
     Published: on CIFAR-10 beta 6 with ``PGD(ball=Linf(eps=.031), step_size=.007, steps=10)``; on
