@@ -172,10 +172,12 @@ class APGD(Iterative):
         if not self.shrink:
             return jnp.asarray(2)
         third = total * 3 // 10
-        return jnp.asarray(i >= third, jnp.int32) + (i >= 2 * third)
+        return jnp.asarray(i >= third, jnp.int32) + jnp.asarray(i >= 2 * third, jnp.int32)
 
     def _ball(self, total: Array, i: Any) -> Ball:
-        return self.ball.scaled(3.0 - self._part(total, i)) if self.shrink else self.ball
+        if not self.shrink:
+            return self.ball
+        return self.ball.scaled(3.0 - self._part(total, i).astype(jnp.float32))
 
     def _window(self, total: Array, i: Any) -> Array:
         """The length of the first window of the run, in L1 of all windows of step i's part."""
@@ -234,7 +236,7 @@ class APGD(Iterative):
             best_grad=state.best_grad if grad is None else jnp.where(wide, grad, state.best_grad),
             best_loss=jnp.where(take, loss, state.best_loss),
             success=state.success | hit,
-            rises=state.rises + (loss > state.loss),
+            rises=state.rises + (loss > state.loss).astype(jnp.int32),
             loss=loss,
             tally=tally.spend(forwards=live).see(judged, tally.backwards, counts),
         )
@@ -243,7 +245,8 @@ class APGD(Iterative):
         """At a checkpoint halves too long steps; returns who goes back to the best."""
         del x
         due = i == state.checkpoint
-        long = state.rises <= self.rho * state.window
+        most = jnp.asarray(self.rho) * state.window.astype(jnp.float32)
+        long = state.rises.astype(jnp.float32) <= most
         long |= ~state.shortened & (state.loss_then >= state.best_loss)
         total = state.total
         less, least = jnp.maximum(total * 3 // 100, 1), jnp.maximum(total * 6 // 100, 1)

@@ -73,11 +73,12 @@ def test_a_goal_of_ones_own(key):
 
         def reached(self, outputs, y):
             said = jnp.argmax(outputs, axis=-1)
-            return ((said - y) % 5 >= 1) & ((said - y) % 5 <= self.reach)
+            step = ((said - y) % 5).astype(jnp.float32)
+            return (step >= 1) & (step <= self.reach)
 
         def _near(self, outputs, y):
-            step = (jnp.arange(outputs.shape[-1]) - y[:, None]) % outputs.shape[-1]
-            return (step >= 1) & (step <= self.reach)
+            step = (jnp.arange(outputs.shape[-1])[None] - y[:, None]) % outputs.shape[-1]
+            return (step >= 1) & (step.astype(jnp.float32) <= self.reach)
 
     weights = jax.random.normal(jax.random.key(1), (12, 5))
     model = jax.tree_util.Partial(lambda w, x: x @ w, weights)
