@@ -50,6 +50,12 @@ def _per_example(value: ArrayLike, like: Array) -> Array:
     return value.reshape(value.shape + (1,) * (like.ndim - value.ndim)) if value.ndim else value
 
 
+def aligned(value: ArrayLike, like: Array) -> Array:
+    """What broadcasts to an image or to a batch of them, to the rank of ``like [B, ...]``."""
+    value = value if isinstance(value, jax.Array) else np.asarray(value)
+    return value.reshape((1,) * (like.ndim - value.ndim) + value.shape) if value.ndim else value
+
+
 def _over_features(x: Array) -> tuple[int, ...]:
     return tuple(range(1, x.ndim))
 
@@ -76,7 +82,7 @@ def _largest_bits(scores: Array, n: Array) -> tuple[Array, Array]:
 
     def refine(j: Array, threshold: Array) -> Array:
         tried = threshold | (1 << (30 - j))
-        enough = jnp.sum(bits >= tried, axis=1, keepdims=True) >= n
+        enough = jnp.sum(bits >= tried, axis=1, keepdims=True).astype(n.dtype) >= n
         return jnp.where(enough, tried, threshold)
 
     return bits, jax.lax.fori_loop(0, 31, refine, jnp.zeros_like(bits[:, :1]))
@@ -85,12 +91,12 @@ def _largest_bits(scores: Array, n: Array) -> tuple[Array, Array]:
 def _largest_few(scores: Array, k: Array) -> Array:
     """Bool, ``[B, ...]``: the ``k`` largest of an example's scores, all >= 0; ties by position."""
     flat = scores.reshape(scores.shape[0], -1)
-    count = lambda chosen: jnp.sum(chosen, axis=1, keepdims=True)
+    count = lambda chosen: jnp.sum(chosen, axis=1, keepdims=True).astype(k.dtype)
     k = jnp.broadcast_to(k, (flat.shape[0],) + (1,) * (scores.ndim - 1)).reshape(-1, 1)
     bits, threshold = _largest_bits(flat, k)
     above, tied = bits > threshold, bits == threshold
     left = k - count(above)
-    position = jnp.arange(flat.shape[1], dtype=jnp.int32)
+    position = jnp.arange(flat.shape[1], dtype=jnp.int32)[None]
     high = max(flat.shape[1] - 1, 1).bit_length()
 
     def extend(j: Array, end: Array) -> Array:
@@ -110,7 +116,7 @@ def signs_of_largest(grad: Array, n: Array) -> Array:
     """
     bits, threshold = _largest_bits(jnp.abs(grad).reshape(grad.shape[0], -1), n[:, None])
     chosen = (bits >= threshold) & (bits > 0)
-    share = chosen / jnp.maximum(jnp.sum(chosen, axis=1, keepdims=True), 1)
+    share = jnp.where(chosen, 1 / jnp.maximum(jnp.sum(chosen, axis=1, keepdims=True), 1), 0)
     return jnp.sign(grad) * share.reshape(grad.shape).astype(grad.dtype)
 
 
@@ -148,8 +154,17 @@ class Ball(Settings, abc.ABC):
 
     @property
     def bounds(self) -> tuple[np.ndarray, np.ndarray]:
-        """The box, as arrays that broadcast over ``[B, ..., C]``."""
+        """The box, each a scalar or ``[C]``, one per channel."""
         return np.asarray(self.lower, np.float32), np.asarray(self.upper, np.float32)
+
+    def box(self, x: Array) -> tuple[Array, Array]:
+        """The bounds, to be broadcast over images ``x [B, ..., C]``: scalars or ``[1, ..., C]``."""
+        lower, upper = self.bounds
+        return aligned(lower, x), aligned(upper, x)
+
+    def clip(self, x: Array) -> Array:
+        """The images ``[B, ...]`` with every pixel inside the box."""
+        return jnp.clip(x, *self.box(x))
 
     @abc.abstractmethod
     def sample(self, key: Key, x: Array) -> Array:
@@ -191,13 +206,21 @@ class Ball(Settings, abc.ABC):
 
         Projecting on the two in turn is not the same: it stops short of the best point.
         """
-        lower, upper = self.bounds
+        lower, upper = self.box(x)
         inside = self.project(delta, jnp.minimum(lower - x, 0), jnp.maximum(upper - x, 0))
         return jnp.clip(x + inside, lower, upper)
 
     def masked(self, delta: Array) -> Array:
         """The change ``[B, ...]`` of the features that may change; zero elsewhere."""
-        return delta if self.mask is None else delta * jnp.asarray(self.mask, delta.dtype)
+        if self.mask is None:
+            return delta
+        return delta * aligned(jnp.asarray(self.mask, delta.dtype), delta)
+
+    def on_mask(self, changed: Array, x: ArrayLike = 0) -> Array:
+        """The changed images ``[B, ...]`` where pixels may change, ``x`` itself elsewhere."""
+        if self.mask is None:
+            return changed
+        return jnp.where(aligned(self.mask, changed) != 0, changed, x)
 
     def free(self, x: Array) -> Array:
         """``[B]`` number of features that may change."""
@@ -330,7 +353,7 @@ class L1(Ball):
             excess = excess_at(t)
             free = total((magnitude > t) & (magnitude - t < room))
             low, high = jnp.where(excess > 0, t, low), jnp.where(excess > 0, high, t)
-            newton = t + excess / jnp.maximum(free, 1)
+            newton = t + excess / jnp.maximum(free, 1).astype(excess.dtype)
             inside = (newton > low) & (newton < high) & (free > 0)
             new = jnp.where(inside, newton, (low + high) / 2)
             return jnp.where(close(excess), t, new), low, high
@@ -346,7 +369,7 @@ class L1(Ball):
         magnitude = jnp.abs(self.masked(grad)).reshape(grad.shape[0], -1)
         free = magnitude
         if x is not None:
-            lower, upper = self.bounds
+            lower, upper = self.box(x)
             stuck = ((x <= lower) & (grad < 0)) | ((x >= upper) & (grad > 0))
             free = jnp.where(stuck.reshape(free.shape), 0, free)
         moved = min(max(round(self.fraction * free.shape[1]), 1), free.shape[1])
@@ -354,7 +377,7 @@ class L1(Ball):
         count = jnp.sum((free >= threshold) & (free > 0), axis=1, keepdims=True)
         # Pixels held by the box push along: the projection would else shrink them for the others.
         chosen = (magnitude >= threshold) & (magnitude > 0) & (count > 0)
-        weight = (chosen / jnp.maximum(count, 1)).reshape(grad.shape)
+        weight = jnp.where(chosen, 1 / jnp.maximum(count, 1), 0).reshape(grad.shape)
         return jnp.sign(grad) * weight.astype(grad.dtype)
 
     def size(self, delta: Array) -> Array:
@@ -374,7 +397,7 @@ class L0(Ball):
         uniform = lambda k: jax.random.uniform(k, x.shape[1:], x.dtype)
         scores = self.masked(jax.vmap(uniform)(fold_in_each(keys, 0)))
         chosen = _largest_few(scores, jnp.floor(_per_example(self.eps, x))) & (scores > 0)
-        lower, upper = self.bounds
+        lower, upper = self.box(x)
         value = lower + jax.vmap(uniform)(fold_in_each(keys, 1)) * (upper - lower)
         return jnp.where(chosen, value - x, 0).astype(x.dtype)
 

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from advjax.answers import example_keys, is_stochastic
+from advjax.balls import aligned
 from advjax.pytrees import Array, ArrayLike
 
 # Un-normalising or storing images as float16 leaves them a few ulp outside the box.
@@ -24,7 +25,7 @@ def is_traced(*values: Any) -> bool:
 
 @jax.jit
 def _extremes(x: Array, y: Array, lower: ArrayLike, upper: ArrayLike) -> Array:
-    below, above = jnp.max(lower - x), jnp.max(x - upper)
+    below, above = jnp.max(aligned(lower, x) - x), jnp.max(x - aligned(upper, x))
     found = [below, above, jnp.min(x), jnp.max(x), jnp.min(y), jnp.max(y)]
     return jnp.stack([jnp.asarray(value, jnp.float32) for value in found])
 

@@ -93,7 +93,7 @@ class SoftNeighbours:
     def __call__(self, x: Array) -> Array:
         x = x.reshape(x.shape[0], -1)
         own = jnp.sum(x * x, axis=1, keepdims=True)
-        squares = [own - 2 * x @ p.T + jnp.sum(p * p, axis=1) for p in self.points]
+        squares = [own - 2 * x @ p.T + jnp.sum(p * p, axis=1)[None] for p in self.points]
         votes = [jax.nn.logsumexp(-square / self.temperature, axis=1) for square in squares]
         return jnp.stack(votes, axis=1)
 

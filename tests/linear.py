@@ -6,4 +6,4 @@ def linear(weights, x):
 
 
 def affine(weights, bias, x):
-    return x.reshape(x.shape[0], -1) @ weights + bias
+    return x.reshape(x.shape[0], -1) @ weights + bias[None]

@@ -24,7 +24,7 @@ def test_a_confident_example_keeps_a_gradient():
     logits = jnp.asarray([[30.0, 0.0, -5.0]])
     grad = jax.grad(lambda z: cross_entropy(z, jnp.array([0])).sum())(logits)
     np.testing.assert_allclose(grad[0, 0], -np.exp(-30.0), rtol=1e-2)
-    assert (jax.nn.softmax(logits) - jax.nn.one_hot(0, 3))[0, 0] == 0
+    assert (jax.nn.softmax(logits) - jax.nn.one_hot(0, 3)[None])[0, 0] == 0
 
 
 def test_margin_is_positive_exactly_where_the_label_loses():

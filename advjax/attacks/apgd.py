@@ -163,10 +163,12 @@ class APGD(Iterative):
         if not self.shrink:
             return jnp.asarray(2)
         third = total * 3 // 10
-        return jnp.asarray(i >= third, jnp.int32) + (i >= 2 * third)
+        return jnp.asarray(i >= third, jnp.int32) + jnp.asarray(i >= 2 * third, jnp.int32)
 
     def _ball(self, total: Array, i: Any) -> Ball:
-        return self.ball.scaled(3.0 - self._part(total, i)) if self.shrink else self.ball
+        if not self.shrink:
+            return self.ball
+        return self.ball.scaled(3.0 - self._part(total, i).astype(jnp.float32))
 
     def _window(self, total: Array, i: Any) -> Array:
         """In L1 the length of all windows of step i's part."""

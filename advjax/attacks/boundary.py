@@ -34,14 +34,14 @@ def noisy_start(uniform: Array, tries: Array, ball: Ball, x: Array) -> Array:
       ball: its box and mask.
       x: ``[B, ...]`` images.
     """
-    lower, upper = ball.bounds
+    lower, upper = ball.box(x)
     first = tries == 0
     weight = jnp.where(tries % 2 == 0, 1, uniform[:, 0])
     low = jnp.where(first, 0, uniform[:, 1])[:, None]
     high = jnp.where(first, 1, uniform[:, 2])[:, None]
     noise = (low + uniform[:, 3:] * (high - low)).reshape(x.shape)
     weight = jnp.where(free_pixels(ball, x), widen(weight, x), 0)
-    return jnp.clip(x + weight * (lower + noise * (upper - lower) - x), lower, upper)
+    return ball.clip(x + weight * (lower + noise * (upper - lower) - x))
 
 
 def first_start(
@@ -51,7 +51,7 @@ def first_start(
     if start is None:
         return noisy_start(uniform, tries, ball, x)
     noise = noisy_start(uniform, tries - 1, ball, x)
-    given = jnp.clip(jnp.asarray(start, x.dtype), *ball.bounds)
+    given = ball.clip(jnp.asarray(start, x.dtype))
     given = jnp.where(free_pixels(ball, x), given, x)
     return jnp.where(widen(tries == 0, x), given, noise)
 
@@ -221,22 +221,23 @@ class Boundary(Decision):
         candidate = jnp.where(widen(searching, x), start, candidate)
 
         hit = self._ask(state.keys, model, candidate, y, i + 1)
+        count = lambda which: which.astype(jnp.int32)
         after = replace(
             self._seen(state, candidate, x, live, live & hit & ~checking),
             low=jnp.where(bisecting & ~hit, middle, state.low),
-            bisected=state.bisected + bisecting,
-            drawn=state.drawn + ~(checking & hit),
+            bisected=state.bisected + count(bisecting),
+            drawn=state.drawn + count(~(checking & hit)),
             checked=checking & hit,
-            spherical_tries=state.spherical_tries + checking,
-            spherical_hits=state.spherical_hits + (checking & hit),
-            source_tries=state.source_tries + state.checked,
-            source_hits=state.source_hits + (state.checked & hit),
+            spherical_tries=state.spherical_tries + count(checking),
+            spherical_hits=state.spherical_hits + count(checking & hit),
+            source_tries=state.source_tries + count(state.checked),
+            source_hits=state.source_hits + count(state.checked & hit),
         )
         return only(live, self._adapted(after), state)
 
     def _candidates(self, state: _State, x: Array, normal: Array) -> tuple[Array, Array]:
         """A step on the sphere around the image, and one more towards the image."""
-        bounds, size = self.ball.bounds, self.ball.size
+        clip, size = self.ball.clip, self.ball.size
         normal = jnp.where(free_pixels(self.ball, x), normal, 0)
         offset = state.closest.image - x
         distance = jnp.where(state.closest.found, state.closest.distance, 0)
@@ -247,12 +248,12 @@ class Boundary(Decision):
         step = state.spherical_step * distance / jnp.where(length > 0, length, 1)
         turned = offset + widen(step, x) * normal
         turned /= widen(jnp.sqrt(1 + state.spherical_step**2), x)
-        spherical = jnp.clip(x + turned, *bounds)
+        spherical = clip(x + turned)
         # The box may have brought the step nearer already, or moved it off the sphere.
         reached = size(spherical - x)
         shorter = jnp.maximum(state.source_step * distance + reached - distance, 0)
         factor = shorter / jnp.where(reached > 0, reached, 1)
-        return spherical, jnp.clip(spherical + widen(factor, x) * (x - spherical), *bounds)
+        return spherical, clip(spherical + widen(factor, x) * (x - spherical))
 
     def _adapted(self, state: _State) -> _State:
         """With the steps changed after a full window of tries, which then starts again."""

@@ -15,7 +15,6 @@ from advjax.attacks.core.penalty import (
     PenaltyState,
     Progress,
     Seen,
-    on_mask,
     over_features,
 )
 from advjax.attacks.core.rows import row, widen
@@ -83,7 +82,7 @@ class CarliniWagnerL0(Penalty):
         zero = jnp.zeros_like(row(x))
         return _Search(
             descent=Descent.start(x, self.ball),
-            free=on_mask(self.ball, jnp.ones_like(x)) > 0,
+            free=self.ball.on_mask(jnp.ones_like(x)) > 0,
             c=zero + jnp.asarray(self.c),
             progress=Progress.start(zero),
         )
@@ -101,7 +100,7 @@ class CarliniWagnerL0(Penalty):
         descent, wait = search.descent.step(down, self.step_size, self.ball)
         over, progress = search.progress.after(seen.short, self.attempt, self.abort_early, wait)
         gave_up = over & ~success
-        lower, upper = self.bounds
+        lower, upper = self.ball.box(x)
         room = jnp.where(seen.rise > 0, upper - x, x - lower)
         steep, moved = jnp.abs(seen.rise), jnp.abs(seen.change)
         frozen = _least(steep * moved, steep * room, moved, search.free)

@@ -254,7 +254,7 @@ def every_target(
     model, keys = as_model(model), example_keys(key, np.shape(x)[0])
     draw = {"key": keys} if is_stochastic(model) else {}
     classes = jax.eval_shape(model, jnp.asarray(x), **draw).shape[-1]
-    targets = (jnp.asarray(y) + jnp.arange(1, classes)[:, None]) % classes
+    targets = (jnp.asarray(y)[None] + jnp.arange(1, classes)[:, None]) % classes
     aimed = Targeted(attack)
     records = [
         aimed.run(fold_in_each(keys, r), model, x, target) for r, target in enumerate(targets)

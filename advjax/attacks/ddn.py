@@ -91,7 +91,7 @@ class DDN(MinimumNorm):
 
     def _on_sphere(self, x: Array, delta: Array, radius: Array) -> Array:
         """The image at distance ``radius`` along ``delta``, cut to the box and rounded."""
-        lower, upper = self.bounds
+        lower, upper = self.ball.box(x)
         delta = widen(radius, x) * self.ball.steepest(delta)
         if self.in_box:
             x_adv = replace(self.ball, eps=radius).apply(x, 1e6 * delta)
@@ -100,4 +100,4 @@ class DDN(MinimumNorm):
         if self.levels is not None:
             gaps = (self.levels - 1) / (upper - lower)
             x_adv = jnp.clip(lower + jnp.round((x_adv - lower) * gaps) / gaps, lower, upper)
-        return x_adv if self.ball.mask is None else jnp.where(self.ball.mask, x_adv, x)
+        return self.ball.on_mask(x_adv, x)

@@ -104,7 +104,8 @@ class DeepFool(Iterative):
         logits, judged = answer(goal, model, x_adv, y, fold_if_any(state.keys, 2 * i + 2))
         # Past the boundary by no more than rounding, another batch size would call it back.
         clear = goal.loss(margin, logits, y) > _ROUNDING * jnp.max(jnp.abs(logits), axis=-1)
-        tally = state.tally.spend(2 * live, raised.shape[0] * live).lose(live & (plane.size == 0))
+        forwards, backwards = jnp.where(live, 2, 0), jnp.where(live, raised.shape[0], 0)
+        tally = state.tally.spend(forwards, backwards).lose(live & (plane.size == 0))
         return replace(
             state,
             x_adv=jnp.where(widen(live, x), x_adv, state.x_adv),

@@ -14,7 +14,6 @@ from advjax.attacks.core.penalty import (
     Penalty,
     PenaltyState,
     Seen,
-    on_mask,
     over_features,
 )
 from advjax.attacks.core.rows import row, widen
@@ -129,8 +128,8 @@ class EAD(Penalty):
 
     def _shrunk(self, moved: Array, x: Array) -> Array:
         """The changes nearer to zero by ``beta``, exactly zero where they are smaller."""
-        lower, upper = self.bounds
+        lower, upper = self.ball.box(x)
         beta, change = jnp.asarray(self.beta), moved - x
         less, more = jnp.clip(moved + beta, lower, upper), jnp.clip(moved - beta, lower, upper)
         shrunk = jnp.where(change > beta, more, jnp.where(change < -beta, less, x))
-        return on_mask(self.ball, shrunk, x)
+        return self.ball.on_mask(shrunk, x)

@@ -52,9 +52,9 @@ def onto_plane(
 
     Args:
       ball: ``Linf``, ``L2`` or ``L1``.
-      slope: ``[B, D]``, or ``[P, B, D]`` for P planes of each example.
+      slope: ``[P, B, D]`` for P planes of each example, or ``[1, B, D]``.
       needed: ``[P, B]``, for P points or planes.
-      lower: ``[P, B, D]`` or ``[B, D]``, at most 0; ``upper``: likewise, at least 0.
+      lower: ``[P, B, D]`` or ``[1, B, D]``, at most 0; ``upper``: likewise, at least 0.
       passes: of the searches; with fewer the steps may stop short of the plane, in L1 be longer.
     """
     largest = jnp.max(jnp.abs(slope), axis=-1, keepdims=True)
@@ -102,7 +102,7 @@ def _steepest_first(weight: Array, room: Array, goal: Array, passes: int) -> Arr
     left = goal - total(jnp.where(above, gain, 0))
     tied = total(jnp.where(at, gain, 0))
     part = jnp.clip(left / jnp.where(tied > 0, tied, 1), 0, 1)
-    return jnp.where(above, room, jnp.where(at, part * room, 0)) * (weight > 0)
+    return jnp.where(above, room, jnp.where(at, part * room, 0)) * (weight > 0).astype(weight.dtype)
 
 
 @pytree
@@ -231,9 +231,9 @@ class FAB(KeepsClosest):
         # As increments: a pixel that no step moves keeps its value to the bit.
         moved = point + (1 - share) * beyond * to_point
         moved += share * (x - point + beyond * to_image)
-        moved = jnp.clip(moved, *self.bounds)
+        moved = self.ball.clip(moved)
         state = self._seen(i, state, judged, x)
-        tally = state.tally.spend(backwards=raised.shape[0] * live)
+        tally = state.tally.spend(backwards=jnp.where(live, raised.shape[0], 0))
         return replace(
             state,
             taken=i + 1,
@@ -248,8 +248,9 @@ class FAB(KeepsClosest):
         return self._seen(state.taken, state, judged, x)
 
     def _room(self, points: Array, shape: tuple[int, ...]) -> tuple[Array, Array]:
-        """How far the box lets flattened images ``[..., D]`` go down and up."""
-        lower, upper = (jnp.broadcast_to(b, shape[1:]).reshape(-1) for b in self.bounds)
+        """How far the box lets flattened images ``[P, B, D]`` go down and up."""
+        flat = lambda bound: jnp.broadcast_to(bound, shape[1:]).reshape(1, 1, -1)
+        lower, upper = map(flat, self.bounds)
         return jnp.minimum(lower - points, 0), jnp.maximum(upper - points, 0)
 
     def _distances(self, point: Array, slope: Array, needed: Array) -> Array:
@@ -259,7 +260,7 @@ class FAB(KeepsClosest):
         lie on a bound, that is often the wrong one.
         """
         slope = slope.reshape(*slope.shape[:2], -1)
-        room = self._room(point.reshape(point.shape[0], -1), point.shape)
+        room = self._room(point.reshape(1, point.shape[0], -1), point.shape)
         steps = onto_plane(self.ball, slope, needed, *room, passes=_FEW)
         lengths = self.ball.size(steps.reshape(-1, steps.shape[-1])).reshape(needed.shape)
         gained = jnp.abs(jnp.sum(slope * steps, axis=-1))
@@ -272,8 +273,8 @@ class FAB(KeepsClosest):
     ) -> tuple[Array, Array, Array]:
         """The steps from the point and from the image onto the plane, and the image's share."""
         flat = lambda value: value.reshape(value.shape[0], -1)
-        slope, starts = flat(plane.slope), jnp.stack([flat(point), flat(x)])
-        needed = jnp.sum(slope * (flat(linearised) - starts), axis=-1) - plane.gap
+        slope, starts = flat(plane.slope)[None], jnp.stack([flat(point), flat(x)])
+        needed = jnp.sum(slope * (flat(linearised)[None] - starts), axis=-1) - plane.gap[None]
         steps = onto_plane(self.ball, slope, needed, *self._room(starts, x.shape))
         lengths = self.ball.size(steps.reshape(-1, steps.shape[-1])).reshape(2, -1)
         near, far = jnp.maximum(lengths, 1e-8)

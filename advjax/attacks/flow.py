@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from advjax.answers import fold_if_any
 from advjax.arguments import check_count, check_number, check_pictures, check_unbounded
 from advjax.attacks.core.judging import Judgement, ask
 from advjax.attacks.core.minimal import KeepsClosest, SearchState
+from advjax.attacks.core.penalty import Adam
 from advjax.attacks.core.rows import only, spread, vanished, widen
 from advjax.attacks.spatial import bilinear, pixel_positions
 from advjax.balls import L2, Ball
@@ -17,8 +17,6 @@ from advjax.goals import Misclassify
 from advjax.losses import margin
 from advjax.pytrees import Array, ArrayLike, Key, driver_only, per_example, pytree, replace
 from advjax.types import Goal, Model
-
-_ADAM = optax.scale_by_adam()
 
 
 def warp(x: Array, flow: Array) -> Array:
@@ -50,7 +48,7 @@ class _State(SearchState):
     """Between two steps; ``closest`` is the smoothest success, its distance the roughness."""
 
     flow: Array
-    adam: optax.OptState
+    adam: Adam
 
 
 @pytree
@@ -100,7 +98,7 @@ class Flow(KeepsClosest):
     def init(self, key: Key, model: Model, x: Array, y: Array, steps: Array) -> _State:
         del y
         flow = jnp.zeros_like(x, shape=(*x.shape[:3], 2))
-        return _State.start(key, model, x, steps, flow=flow, adam=_ADAM.init(flow))
+        return _State.start(key, model, x, steps, flow=flow, adam=Adam.start(flow))
 
     def step(self, i: Array, state: _State, model: Model, x: Array, y: Array) -> _State:
         def objective(flow: Array) -> tuple[Array, tuple[Array, Array, Judgement]]:
@@ -112,7 +110,7 @@ class Flow(KeepsClosest):
         grad, (image, rough, judged) = jax.grad(objective, has_aux=True)(state.flow)
         grad = jnp.where(jnp.isfinite(grad), grad, 0)
         live = self.live(state)
-        moved, adam = _ADAM.update(grad, state.adam)
+        moved, adam = state.adam.step(grad)
         moved = state.flow - self.learning_rate * moved
         limit = spread(self.max_shift, x)
         moved = jnp.clip(moved, -limit, limit)

@@ -75,7 +75,7 @@ class FMN(MinimumNorm):
 
     def step(self, i: Array, state: _State, model: Model, x: Array, y: Array) -> _State:
         judged, grad = self._look(i, state, model, y)
-        grad = grad if self.ball.mask is None else jnp.where(self.ball.mask, grad, 0)
+        grad = self.ball.on_mask(grad)
         lost, delta = vanished(grad), state.x_adv - x
         seen = self._seen(i, state, judged, lost, x)
 
@@ -96,7 +96,7 @@ class FMN(MinimumNorm):
         radius = jnp.minimum(radius, state.farthest)
         moved = delta + step_size * L2().steepest(grad)
 
-        waited = i - jnp.asarray(self.patience)
+        waited = jnp.asarray(i, jnp.float32) - jnp.asarray(self.patience)
         jump = ~seen.closest.found & ~lost & (waited >= 0)
         afresh = jump & (waited % 2 == 0)
         moved = jnp.where(widen(afresh, x), moved - delta, moved)

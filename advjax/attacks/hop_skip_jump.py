@@ -157,7 +157,7 @@ class HopSkipJump(Decision):
         last = state.slot + 1 == first + batches + _HALVINGS
         return replace(
             after,
-            round=state.round + last,
+            round=state.round + last.astype(jnp.int32),
             slot=jnp.where(last, 0, state.slot + 1),
         )
 
@@ -170,7 +170,7 @@ class HopSkipJump(Decision):
         joined = jnp.where(opening, ~searching, state.joined)
         landed = state.landed & ~opening
         low = jnp.where(opening, 0, state.low)
-        rounds = state.rounds + (opening & joined)
+        rounds = state.rounds + (opening & joined).astype(jnp.int32)
         bisecting, stepping = joined & ~closing, joined & closing & ~landed
 
         distance = self.ball.size(state.point - x)
@@ -179,9 +179,7 @@ class HopSkipJump(Decision):
         length = distance / jnp.sqrt(jnp.maximum(rounds, 1).astype(x.dtype))
         length *= 0.5 ** jnp.maximum(state.slot - end, 0).astype(x.dtype)
         step = widen(length, x) * self.ball.steepest(_normal(state, x))
-        candidate = jnp.where(
-            widen(bisecting, x), halfway, jnp.clip(state.point + step, *self.ball.bounds)
-        )
+        candidate = jnp.where(widen(bisecting, x), halfway, self.ball.clip(state.point + step))
         draw = lambda key: jax.random.uniform(key, (x[0].size + 3,), x.dtype)
         uniform = jax.vmap(draw)(fold_in_each(state.keys, i))
         start = first_start(self.start, uniform, state.tally.forwards - 1, self.ball, x)
@@ -206,7 +204,7 @@ class HopSkipJump(Decision):
             way = widen(part, x) * (point - x)
         else:
             way = jnp.clip(point - x, -widen(middle, x), widen(middle, x))
-        return jnp.clip(x + way, *self.ball.bounds)
+        return self.ball.clip(x + way)
 
     def _probe(
         self,
@@ -229,7 +227,7 @@ class HopSkipJump(Decision):
         joined = live & state.joined & ~finished
         count = jnp.where(joined, jnp.clip(planned - probed, 0, self.chunk), 0)
 
-        counted = jnp.arange(self.chunk) < count[:, None]
+        counted = jnp.arange(self.chunk)[None] < count[:, None]
         directions, points = self._probes(i, state, x)
         points = jnp.where(widen(counted, x), points, x[:, None])
         keys = fold_in_each(fold_in_each(state.keys, _MODEL), i + 1)
@@ -268,7 +266,7 @@ class HopSkipJump(Decision):
         radius = jnp.where(state.rounds <= 1, 0.1 * width, root * theta * distance)
         radius = radius.reshape(-1, *(1,) * x.ndim)
         point = state.point[:, None]
-        points = jnp.clip(point + radius * drawn / jnp.where(length > 0, length, 1), lower, upper)
+        points = self.ball.clip(point + radius * drawn / jnp.where(length > 0, length, 1))
         # What the box left of them; a radius of zero has no direction.
         return (points - point) / jnp.where(radius > 0, radius, 1), points
 
@@ -276,7 +274,7 @@ class HopSkipJump(Decision):
 def _normal(state: _State, x: Array) -> Array:
     """The boundary's normal: what the adversarial probes have in common and the others lack."""
     count = jnp.maximum(state.probed, 1).astype(x.dtype)
-    share = widen(state.hits / count, x)  # of adversarial probes
+    share = widen(state.hits.astype(x.dtype) / count, x)  # of adversarial probes
     # With signs s = 2 hit - 1: sum of (s - mean s) v = 2 (sum of hits' v - share * sum of v).
     without_mean = state.hit_total - share * state.total
     one_sided = jnp.where(share > 0.5, state.total, -state.total)

@@ -277,10 +277,9 @@ class _Towards(Wrapper, Iterative):  # type: ignore[misc, override]
             return jnp.where(jnp.isfinite(grad), grad, 0).reshape(x.shape[0], -1)
 
         theta = widen(jnp.broadcast_to(jnp.asarray(attack.theta, x.dtype), y.shape), x)
-        lower, upper = attack.ball.bounds
+        lower, upper = attack.ball.box(x)
         room = jnp.where(theta > 0, upper - state.x_adv, state.x_adv - lower) > 0
-        if attack.ball.mask is not None:
-            room &= jnp.asarray(attack.ball.mask) != 0
+        room = attack.ball.on_mask(room, False)
         sign, free = jnp.sign(theta).reshape(-1, 1), room.reshape(x.shape[0], -1)
         gain = sign * slope(0)
         lost, passes = jnp.all(gain == 0, axis=1), 1
@@ -290,12 +289,13 @@ class _Towards(Wrapper, Iterative):  # type: ignore[misc, override]
             fall = -sign * slope(1)
             p, q, found = best_pair(gain, fall, free)
             lost, passes = lost & jnp.all(fall == 0, axis=1), 2
-        feature = jnp.arange(gain.shape[1])
+        feature = jnp.arange(gain.shape[1])[None]
         pair = (feature == p[:, None]) | (feature == q[:, None])
         move = live & found & ~judged.success
         changed = jnp.clip(state.x_adv + theta, lower, upper)
         pair = pair.reshape(x.shape) & widen(move, x)
-        tally = state.tally.spend(live, passes * live).lose(passes * (live & lost))
+        tally = state.tally.spend(live, jnp.where(live, passes, 0))
+        tally = tally.lose(jnp.where(live & lost, passes, 0))
         return replace(
             state,
             x_adv=jnp.where(pair, changed, state.x_adv),

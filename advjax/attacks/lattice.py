@@ -99,7 +99,7 @@ def _settle(lattice: Lattice, keys: Key, model: Any, x: Array, y: Array, out: Re
         forwards=out.forwards + spent + count,
         backwards=out.backwards + spent,
         first_success=out.first_success,
-        zero_gradient=out.zero_gradient + spent * vanished(grad),
+        zero_gradient=out.zero_gradient + jnp.where(vanished(grad), spent, 0),
         probabilities=None,
     )
     drawn = fold_in_each(keys, 1 + count)
@@ -144,8 +144,5 @@ def _roundings(
     still = jnp.abs(own - x) < 1e-3 * span / top
     keep = lambda image: jnp.where(still & (image == own), x, image)
     images, toward = [keep(image) for image in images], keep(toward)
-    if ball.mask is not None:
-        images = [jnp.where(jnp.asarray(ball.mask) != 0, image, x) for image in images]
-        toward = jnp.where(jnp.asarray(ball.mask) != 0, toward, x)
-    images.append(toward)
+    images = [ball.on_mask(image, x) for image in [*images, toward]]
     return images, [ball.size(image - x) <= limit for image in images]

@@ -54,7 +54,7 @@ class Probing:
         """
         size = (self.chunk or self.samples) // 2
         radius = spread(radius, x[:, None])
-        free = free_pixels(attack.ball, x)[:, None]
+        free = free_pixels(attack.ball, x)[:, None].astype(x.dtype)
 
         def some(first: ArrayLike) -> tuple[Array, Array]:
             numbers = first + jnp.arange(size)
@@ -208,7 +208,7 @@ class NES(Probed):
             **self._begin(key, model, x, y),
             gradient=jnp.zeros_like(x),
             step_size=row(x) * 0 + jnp.asarray(self.step_size, x.dtype),
-            window=jnp.zeros_like(row(x))[:, None] + jnp.zeros(_WINDOW, x.dtype),
+            window=jnp.zeros_like(row(x))[:, None] + jnp.zeros((1, _WINDOW), x.dtype),
             filled=jnp.zeros_like(row(x), dtype=jnp.int32),
         )
 

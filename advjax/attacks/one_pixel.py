@@ -125,9 +125,9 @@ class OnePixel(Iterative):
         draw = lambda n, below: jax.random.randint(jax.random.fold_in(key, n), (number,), 1, below)
         # Distances to the three: each is drawn from what the ones before leave.
         a, b, c = draw(0, number), draw(1, number - 1), draw(2, number - 2)
-        b += b >= a
-        c += c >= jnp.minimum(a, b)
-        c += c >= jnp.maximum(a, b)
+        b += (b >= a).astype(b.dtype)
+        c += (c >= jnp.minimum(a, b)).astype(c.dtype)
+        c += (c >= jnp.maximum(a, b)).astype(c.dtype)
         a, b, c = (parents[(jnp.arange(number) + step) % number] for step in (a, b, c))
         return jnp.clip(a + jnp.asarray(self.factor) * (b - c), 0, 1)
 
@@ -135,16 +135,18 @@ class OnePixel(Iterative):
         """``[B, P, H, W, C]``: the images with each candidate's pixels set."""
         batch, number = genes.shape[:2]
         height, width, channels = x.shape[1:]
-        lower, upper = self.ball.bounds
+        lower, upper = self.ball.box(genes)
         allowed = jnp.floor(jnp.asarray(self.ball.eps) / channels)
         allowed = jnp.broadcast_to(allowed, (batch,)).reshape(batch, 1, 1, 1)
         row = jnp.minimum((genes[..., 0] * height).astype(jnp.int32), height - 1)
         column = jnp.minimum((genes[..., 1] * width).astype(jnp.int32), width - 1)
         value = lower + genes[..., 2:] * (upper - lower)
+        rows = jnp.arange(height).reshape(1, 1, -1, 1)
+        columns = jnp.arange(width).reshape(1, 1, 1, -1)
         out = jnp.broadcast_to(x[:, None], (batch, number, *x.shape[1:]))
         for pixel in range(self.pixels):
-            here = jnp.arange(height)[:, None] == row[:, :, pixel, None, None]
-            here &= jnp.arange(width) == column[:, :, pixel, None, None]
+            here = rows == row[:, :, pixel, None, None]
+            here &= columns == column[:, :, pixel, None, None]
             here = (here & (pixel < allowed))[..., None]
             here &= free_pixels(self.ball, x)[:, None]
             out = jnp.where(here, value[:, :, pixel, None, None, :], out)
@@ -187,7 +189,9 @@ class OnePixel(Iterative):
         better = live & (
             (any_success & ~found) | ((any_success == found) & (take(loss) > state.best_loss))
         )
-        tally = state.tally.spend(forwards=self.chunk * live).hit(live & any_success, generation)
+        tally = state.tally.spend(forwards=jnp.where(live, self.chunk, 0)).hit(
+            live & any_success, generation
+        )
         ends = part == self._parts - 1
         return replace(
             state,

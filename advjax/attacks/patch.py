@@ -8,20 +8,18 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from advjax.answers import example_keys, fold_in_each
 from advjax.arguments import check_pictures, check_unbounded
 from advjax.attacks.core.crafting import Crafted, Progress, check_counts, checked, craft
 from advjax.attacks.core.judging import ask
+from advjax.attacks.core.penalty import Adam
 from advjax.attacks.spatial import bilinear, pixel_positions
 from advjax.balls import L2, Ball, concrete
 from advjax.goals import Misclassify
 from advjax.losses import cross_entropy
 from advjax.pytrees import Array, ArrayLike, Key, pytree, replace, static
 from advjax.types import Goal, LossFn, Model
-
-_ADAM = optax.scale_by_adam()
 
 
 @pytree
@@ -99,9 +97,10 @@ class Patch(Crafted):
         # Half of what it takes along an axis; one that is too large sits in the middle.
         half = side / 2 * (1.0 if self.circle else jnp.abs(cos) + jnp.abs(sin))
         place = draw[2:] if self.place is None else jnp.asarray(self.place)
-        room = jnp.maximum(jnp.asarray([height, width]) - 2 * half, 0)
+        whole = jnp.asarray([height, width], jnp.float32)
+        room = jnp.maximum(whole - 2 * half, 0)
         # Edges of pixels are at -1/2, 1/2, ...
-        first = jnp.minimum(half, jnp.asarray([height, width]) / 2) - 0.5
+        first = jnp.minimum(half, whole / 2) - 0.5
         centre = first + place * room
         rows, cols = pixel_positions(height, width)
         row, col = (rows - centre[0]) / side, (cols - centre[1]) / side
@@ -111,7 +110,7 @@ class Patch(Crafted):
         # Its edge is one pixel of the image wide, so that its area is right at any angle.
         distance = jnp.hypot(row, col) if self.circle else jnp.maximum(jnp.abs(row), jnp.abs(col))
         cover = jnp.clip((0.5 - distance) * side + 0.5, 0, 1)[..., None]
-        lower, upper = self.ball.bounds
+        lower, upper = self.ball.box(image)
         mixed = (1 - cover) * image + cover * painted
         # Not jnp.clip, which would halve the gradient of every pixel at a bound.
         return jnp.where(mixed > upper, upper, jnp.where(mixed < lower, lower, mixed))
@@ -145,14 +144,14 @@ class Patch(Crafted):
 @functools.partial(jax.jit, static_argnums=7)
 def _step(
     patch: Patch,
-    adam: Any,
+    adam: Adam,
     learning_rate: Any,
     key: Key,
     model: Model,
     x: Array,
     y: Array,
     batch_size: int,
-) -> tuple[tuple[Patch, Any], Array]:
+) -> tuple[tuple[Patch, Adam], Array]:
     chosen, places, draws = jax.random.split(key, 3)
     rows = jax.random.randint(chosen, (batch_size,), 0, x.shape[0])
     x, y = x[rows], y[rows]
@@ -163,8 +162,8 @@ def _step(
         return ask(patch.goal, patch.loss, model, covered, y, keys)[0] / batch_size
 
     value, grad = jax.value_and_grad(objective)(patch.pixels)
-    moved, adam = _ADAM.update(jnp.where(jnp.isfinite(grad), grad, 0), adam)
-    pixels = jnp.clip(patch.pixels + learning_rate * moved, *patch.ball.bounds)
+    moved, adam = adam.step(jnp.where(jnp.isfinite(grad), grad, 0))
+    pixels = patch.ball.clip(patch.pixels + learning_rate * moved)
     return (replace(patch, pixels=pixels), adam), value
 
 
@@ -230,5 +229,5 @@ def train_patch(
     )
     rate = np.float32(learning_rate)
     step = lambda i, key, state: _step(*state, rate, key, model, x, y, batch_size)
-    patch, _ = craft(key, steps, step, (patch, _ADAM.init(patch.pixels)), progress)
+    patch, _ = craft(key, steps, step, (patch, Adam.start(patch.pixels)), progress)
     return patch.with_goal(Misclassify())

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from advjax.answers import draws_of, fold_if_any
 from advjax.arguments import check_ball, check_count, check_goal
 from advjax.attacks.core.judging import Judgement, judge
-from advjax.attacks.core.penalty import Adam, Penalty, PenaltyState, Seen, on_mask, over_features
+from advjax.attacks.core.penalty import Adam, Penalty, PenaltyState, Seen, over_features
 from advjax.attacks.core.rows import row, widen
 from advjax.balls import L1, L2, Ball, Linf
 from advjax.goals import Misclassify, Target
@@ -125,13 +125,13 @@ class Penalised(Penalty):
         grad = jax.grad(weighted)(search.change)
         grad -= jnp.where(widen(seen.judged.success, x), 0, seen.rise)
         direction, adam = search.adam.step(grad)
-        moved = x + on_mask(self.ball, search.change)
-        moved = jnp.clip(moved - jnp.asarray(self.step_size) * direction, *self.bounds)
+        moved = x + self.ball.on_mask(search.change)
+        moved = self.ball.clip(moved - jnp.asarray(self.step_size) * direction)
         weight = search.weight
         if self.weight is None:
             less = weight * 0.5 ** (10 * jnp.asarray(self.step_size))
             weight = jnp.where(state.closest.found, weight, less)
-        change = on_mask(self.ball, moved - x)
+        change = self.ball.on_mask(moved - x)
         return replace(search, change=change, weight=weight, adam=adam), state.over
 
     def size(self, change: Array) -> Array:

@@ -4,23 +4,21 @@ from __future__ import annotations
 
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from advjax.arguments import check_ball, check_count, check_number
 from advjax.attacks.core.minimal import MinimumNorm, SearchState
+from advjax.attacks.core.penalty import Adam
 from advjax.attacks.core.rows import row, vanished, widen
 from advjax.balls import L0, Ball
 from advjax.goals import Misclassify
 from advjax.pytrees import Array, ArrayLike, Key, driver_only, pytree, replace
 from advjax.types import Goal, Model
 
-_ADAM = optax.scale_by_adam()
-
 
 @pytree
 class _State(SearchState):
     x_adv: Array
-    adam: optax.OptState
+    adam: Adam
     threshold: Array
 
 
@@ -59,7 +57,7 @@ class SigmaZero(MinimumNorm):
     def init(self, key: Key, model: Model, x: Array, y: Array, steps: Array) -> _State:
         del y
         threshold = jnp.broadcast_to(self.threshold, row(x).shape).astype(x.dtype)
-        return _State.start(key, model, x, steps, x_adv=x, adam=_ADAM.init(x), threshold=threshold)
+        return _State.start(key, model, x, steps, x_adv=x, adam=Adam.start(x), threshold=threshold)
 
     def step(self, i: Array, state: _State, model: Model, x: Array, y: Array) -> _State:
         judged, grad = self._look(i, state, model, y)
@@ -69,11 +67,11 @@ class SigmaZero(MinimumNorm):
         sigma, features = jnp.asarray(self.sigma), x.size // x.shape[0]
         count_slope = 2 * sigma * delta / (delta**2 + sigma) ** 2 / features
         grad = self.ball.steepest(jnp.where(widen(short, x), -grad, 0) + count_slope)
-        direction, adam = _ADAM.update(grad, state.adam)
-        lower, upper = self.bounds
-        x_adv = jnp.clip(x + delta - self._step_size(i, state) * direction, lower, upper)
+        direction, adam = state.adam.step(grad)
+        x_adv = self.ball.clip(x + delta - self._step_size(i, state) * direction)
         change = jnp.where(judged.success, 1, -1) * jnp.asarray(self.threshold_rate)
         threshold = state.threshold + change * self._step_size(i + 1, state)
+        lower, upper = self.bounds
         threshold = jnp.clip(threshold, 0, np.max(upper - lower))
         kept = jnp.abs(x_adv - x) >= widen(threshold, x)
         return replace(

@@ -154,7 +154,7 @@ class SimBA(Iterative):
         onward = taken | second
         after = replace(
             state,
-            turn=state.turn + onward,
+            turn=state.turn + onward.astype(jnp.int32),
             second=~onward,
             x_adv=jnp.where(widen(taken, x), candidate, state.x_adv),
             loss=jnp.where(taken, judged.loss, state.loss),
@@ -171,5 +171,5 @@ class SimBA(Iterative):
 def _cosine(frequency: Array, size: int, dtype: Any) -> Array:
     """Rows ``[B, size]`` of the orthonormal DCT-II matrix."""
     middle = (2 * jnp.arange(size) + 1) / (2 * size)
-    row = jnp.cos(jnp.pi * frequency[:, None] * middle).astype(dtype)
+    row = jnp.cos(jnp.pi * frequency[:, None].astype(jnp.float32) * middle[None]).astype(dtype)
     return row * jnp.where(frequency == 0, 1 / size, 2 / size)[:, None].astype(dtype) ** 0.5

@@ -94,7 +94,7 @@ class Square(Iterative):
             return jnp.maximum(side, 1)
         side = jnp.maximum(side, 3)  # a bump, and its opposite, and a middle
         shortest = min(height, width)
-        return jnp.minimum(side + (side % 2 == 0), shortest - (shortest % 2 == 0))
+        return jnp.minimum(side + (side + 1) % 2, shortest - (shortest % 2 == 0))
 
     def init(self, key: Key, model: Model, x: Array, y: Array, steps: Array) -> _State:
         keys = example_keys(key, x.shape[0])
@@ -135,7 +135,7 @@ class Square(Iterative):
 
     def _at(self, x: Array, signs: Array) -> Array:
         """The images at distance eps on the sides given."""
-        return jnp.clip(x + spread(self.ball.eps, x) * signs, *self.bounds)
+        return self.ball.clip(x + spread(self.ball.eps, x) * signs)
 
     def _window(self, keys: Key, side: Array, best: Array, x: Array) -> Array:
         """The best images with a window at one corner of the ball, per channel."""
@@ -154,7 +154,7 @@ class Square(Iterative):
 
     def _fill(self, x: Array, delta: Array) -> Array:
         """The images moved by the perturbations, brought to size eps, inside the box."""
-        lower, upper = self.bounds
+        lower, upper = self.ball.box(x)
         eps, delta = spread(self.ball.eps, x), self.ball.masked(delta)
         if isinstance(self.ball, L1):
             room = jnp.where(delta > 0, upper - x, x - lower)
@@ -181,7 +181,8 @@ class Square(Iterative):
         signs = of_tile(_signs(fold_in_each(keys, 0), (*counts, channels), x.dtype))
         turned = of_tile(_signs(fold_in_each(keys, 1), counts, x.dtype)) > 0
         bumps = jnp.where(turned, pattern(as_is.T), pattern(as_is))
-        return (bumps * (covered[0][:, None] & covered[1][None, :]))[..., None] * signs
+        inside = (covered[0][:, None] & covered[1][None, :]).astype(np.float32)
+        return (bumps * inside[None])[..., None] * signs
 
     def _move(self, keys: Key, side: Array, best: Array, x: Array) -> Array:
         """The best images with bumps added to one window and another one given up for it."""
@@ -225,8 +226,8 @@ def _uniform(keys: Key, count: int) -> Array:
 def _offsets(draw: Array, side: Array, length: int) -> Array:
     """``[B, length]``: where each row (or column) lies in the window; any window is as likely."""
     places = length - side + 1
-    first = jnp.minimum((draw * places).astype(jnp.int32), places - 1)
-    return jnp.arange(length) - first[:, None]
+    first = jnp.minimum((draw * places.astype(draw.dtype)).astype(jnp.int32), places - 1)
+    return jnp.arange(length)[None] - first[:, None]
 
 
 def _inside(offset: Array, side: Array) -> Array:
@@ -258,7 +259,7 @@ def _thinned(magnitude: Array, room: Array, eps: Array) -> Array:
         excess = total(taken(t)) - eps
         free = total((magnitude > t) & (magnitude - t < room))
         low, high = jnp.where(excess > 0, t, low), jnp.where(excess > 0, high, t)
-        newton = t + excess / jnp.maximum(free, 1)
+        newton = t + excess / jnp.maximum(free, 1).astype(excess.dtype)
         inside = (newton > low) & (newton < high) & (free > 0)
         return jnp.where(inside, newton, (low + high) / 2), low, high
 
@@ -309,9 +310,9 @@ def _bumps(ball: Ball, rows: Array, columns: Array, side: ArrayLike, turned: Arr
         for part in (place < half, place >= half)
     ]
     both = 2.0 if isinstance(ball, L1) else 2.0**0.5
+    inside = lambda offset: _inside(offset, side).astype(jnp.float32)
     weight = lambda offset: (
-        _inside(offset, side)
-        * jnp.where(offset < half, 1 / (both * norms[0]), -1 / (both * norms[1]))
+        inside(offset) * jnp.where(offset < half, 1 / (both * norms[0]), -1 / (both * norms[1]))
     )
     flipped = jnp.asarray(turned)[:, None]
     pick = lambda one, other: jnp.where(flipped, one, other)
@@ -320,7 +321,7 @@ def _bumps(ball: Ball, rows: Array, columns: Array, side: ArrayLike, turned: Arr
         pick(along(columns), across(columns))[:, None, :],
     )
     weights = (
-        pick(_inside(rows, side), weight(rows))[:, :, None]
-        * pick(weight(columns), _inside(columns, side))[:, None, :]
+        pick(inside(rows), weight(rows))[:, :, None]
+        * pick(weight(columns), inside(columns))[:, None, :]
     )
     return weights * heights

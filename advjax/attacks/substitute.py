@@ -15,6 +15,7 @@ import numpy as np
 from advjax.answers import answer_of, as_model, example_keys
 from advjax.arguments import check_count
 from advjax.attacks.core.oracle import Labels
+from advjax.balls import aligned
 from advjax.checks import check_images, classes_of
 from advjax.losses import cross_entropy
 from advjax.pytrees import Array, ArrayLike, Key, pytree
@@ -41,8 +42,8 @@ class Perceptron:
     def __call__(self, x: Array) -> Array:
         x = x.reshape(x.shape[0], -1)
         for weight, bias in zip(self.weights[:-1], self.biases[:-1], strict=True):
-            x = jax.nn.relu(x @ weight + bias)
-        return x @ self.weights[-1] + self.biases[-1]
+            x = jax.nn.relu(x @ weight + bias[None])
+        return x @ self.weights[-1] + self.biases[-1][None]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -240,7 +241,8 @@ def _augmented(
     def label_logits(x: Array) -> Array:
         return jnp.sum(jnp.take_along_axis(model(x), y[:, None], axis=1))
 
-    return jnp.clip(x + step * jnp.sign(jnp.nan_to_num(jax.grad(label_logits)(x))), lower, upper)
+    uphill = jnp.sign(jnp.nan_to_num(jax.grad(label_logits)(x)))
+    return jnp.clip(x + step * uphill, aligned(lower, x), aligned(upper, x))
 
 
 @functools.partial(jax.jit, static_argnames=("optimizer", "batch_size"))
@@ -279,7 +281,8 @@ def _train(
             position = b * batch_size + jnp.arange(batch_size)
             rows = order[jnp.minimum(position, capacity - 1)]
             grads = jax.grad(loss)(params, rows, (position < n).astype(x.dtype))
-            updates, state = optimizer.update(grads, state, params)
+            with jax.numpy_dtype_promotion("standard"):  # optax mixes counts and floats
+                updates, state = optimizer.update(grads, state, params)
             return jax.tree.map(lambda p, u: p + u.astype(p.dtype), params, updates), state
 
         return jax.lax.fori_loop(0, batches, step, carry)

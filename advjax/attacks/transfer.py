@@ -12,7 +12,7 @@ from advjax.arguments import check_ball, check_count, check_number
 from advjax.attacks.core.driver import Iterative
 from advjax.attacks.core.judging import Judgement, Tally, ask
 from advjax.attacks.core.rows import spread, vanished
-from advjax.balls import Ball, concrete
+from advjax.balls import Ball, aligned, concrete
 from advjax.goals import Misclassify
 from advjax.losses import cross_entropy
 from advjax.pytrees import Array, ArrayLike, Key, driver_only, per_example, pytree, replace, static
@@ -68,9 +68,10 @@ def diverse(keys: Key, x: Array, probability: Any, smallest: Any, fill: Any) -> 
 
 def _smoother(length: int, reach: int, dtype: Any) -> Array:
     """``[length, length]``: convolution of a line with a Gaussian cut at three deviations."""
-    away = jnp.arange(length)[:, None] - jnp.arange(length)[None, :]
+    place = jnp.arange(length, dtype=jnp.float32)
+    away = place[:, None] - place[None, :]
     weight = lambda distance: jnp.exp(-0.5 * jnp.square(3.0 * distance / max(reach, 1)))
-    total = jnp.sum(weight(jnp.arange(-reach, reach + 1)))
+    total = jnp.sum(weight(jnp.arange(-reach, reach + 1, dtype=jnp.float32)))
     return jnp.where(jnp.abs(away) <= reach, weight(away) / total, 0).astype(dtype)
 
 
@@ -176,7 +177,7 @@ class TransferFGSM(Iterative):
 
     def _seen(self, keys: Key, x: Array) -> Array:
         """``[B, scales, ...]``: the copies of an image that its gradient is taken through."""
-        center = jnp.asarray(self.center, x.dtype)
+        center = aligned(jnp.asarray(self.center, x.dtype), x)
         copies = [center + (x - center) / 2**n for n in range(1, self.scales)]
         if self.diversity is not None:
             copies = [
@@ -214,7 +215,7 @@ class TransferFGSM(Iterative):
         velocity = momentum * state.velocity + grad / jnp.where(mean > 0, mean, 1)
         moved = state.x_adv + step_size * self.ball.steepest(velocity, state.x_adv)
         looks = judged.probabilities.reshape(-1, self.scales)[:, 0]
-        tally = state.tally.spend(self.scales, self.scales).lose(self.scales * lost)
+        tally = state.tally.spend(self.scales, self.scales).lose(jnp.where(lost, self.scales, 0))
         return replace(
             state,
             x_adv=self.ball.apply(x, moved - x),

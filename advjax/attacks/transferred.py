@@ -13,6 +13,7 @@ from advjax.answers import as_model, example_keys, fold_in_each
 from advjax.attacks.compose import Targeted
 from advjax.attacks.core.judging import ask
 from advjax.attacks.core.wrap import Wrapper
+from advjax.balls import aligned
 from advjax.checks import classes_of
 from advjax.losses import cross_entropy
 from advjax.pytrees import Array, ArrayLike, Key, pytree, replace, static
@@ -31,7 +32,8 @@ def quantised(
     change grows in no norm. Unchanged pixels stay exactly as they are. With 256 levels and images
     that came from bytes the result is one that bytes can hold.
     """
-    unit = (jnp.asarray(upper, x.dtype) - jnp.asarray(lower, x.dtype)) / (levels - 1)
+    lower, upper = (aligned(jnp.asarray(bound, x.dtype), x) for bound in (lower, upper))
+    unit = (upper - lower) / (levels - 1)
     level = (x_adv - lower) / unit
     up = x_adv > x
     slack = 4e-6 / unit  # of a level: rounding of the arithmetic, not a change

@@ -126,11 +126,11 @@ def _climb(
     loss = universal.loss if universal.goal.targeted else capped
     # The gradient at the image cut to the box, not through the cut: where many pixels lie on a
     # bound, delta would else stay on the wrong side of it, from where no gradient leads back.
-    moved = jnp.clip(x + universal.delta, *universal.ball.bounds)
-    total = lambda shift: ask(universal.goal, loss, model, moved + shift, y, keys)[0]
+    moved = universal.ball.clip(x + universal.delta[None])
+    total = lambda shift: ask(universal.goal, loss, model, moved + shift[None], y, keys)[0]
     value, grad = jax.value_and_grad(total)(jnp.zeros_like(x[0]))
     grad, ball = jnp.where(jnp.isfinite(grad), grad, 0), universal.ball
-    moved = ball.project(universal.delta + step_size * ball.steepest(grad[None]))[0]
+    moved = ball.project(universal.delta[None] + step_size * ball.steepest(grad[None]))[0]
     return replace(universal, delta=moved), value / batch_size
 
 

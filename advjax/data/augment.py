@@ -54,5 +54,5 @@ class Augment:
             row, column = jnp.arange(height) - top, jnp.arange(width) - left
             rows = (row >= 0) & (row < self.cutout)
             columns = (column >= 0) & (column < self.cutout)
-            x = jnp.where((rows[:, None] & columns)[..., None], 0, x)
+            x = jnp.where((rows[:, None] & columns[None])[..., None], 0, x)
         return x

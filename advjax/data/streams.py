@@ -122,7 +122,7 @@ class Batches:
         if "unlabelled" in data:
             pool, k = data["unlabelled"], self.unlabelled_ratio
             order = jax.random.fold_in(key, _UNLABELLED_ORDER)
-            each = (k * places[:, None] + np.arange(k)).ravel()
+            each = (k * places[:, None] + np.arange(k)[None]).ravel()
             images = to_float(pool[batch_indices(order, step, pool.shape[0], k * self.size)[each]])
             batch["unlabelled"] = self._augmented(drawn, 2 * self.size + each, images)
         if "neighbours" in data:

@@ -105,7 +105,7 @@ class Mahalanobis:
 
     def __call__(self, x: Array) -> Array:
         """``[B]`` scores, >= 0."""
-        offsets = (self.features(x)[:, None] - self.means) @ self.whitening
+        offsets = (self.features(x)[:, None] - jnp.asarray(self.means)[None]) @ self.whitening
         return jnp.min(jnp.sum(offsets**2, axis=-1), axis=-1)
 
 
@@ -168,12 +168,14 @@ class KernelDensity:
 
     def __call__(self, x: Array) -> Array:
         """``[B]`` scores, in nats."""
-        own = jnp.argmax(self.model(x), axis=-1)[:, None] == jnp.asarray(self.labels)
+        labels = jnp.asarray(self.labels).astype(jnp.int32)
+        own = jnp.argmax(self.model(x), axis=-1)[:, None] == labels[None]
         points = jnp.asarray(self.points)
-        centre = jnp.mean(points, axis=0)  # which no distance changes, but their rounding
+        # What is taken off changes no distance, but their rounding.
+        centre = jnp.mean(points, axis=0, keepdims=True)
         found, points = self.features(x) - centre, points - centre
         products = jnp.matmul(found, points.T, precision=jax.lax.Precision.HIGHEST)
-        lengths = jnp.sum(found**2, axis=-1)[:, None] + jnp.sum(points**2, axis=-1)
+        lengths = jnp.sum(found**2, axis=-1)[:, None] + jnp.sum(points**2, axis=-1)[None]
         squares = jnp.maximum(lengths - 2 * products, 0)
         width = jnp.asarray(self.bandwidth)
         kernels = jnp.where(own, -squares / (2 * width**2), -jnp.inf)

@@ -82,12 +82,11 @@ def certified(model: Any, ball: Ball, x: Any, y: Any) -> Array:
 
 def box(ball: Ball, x: Array) -> tuple[Array, Array]:
     """The smallest and largest images of an ``Linf`` ball around ``x``, cut to the ball's box."""
-    lower, upper = ball.bounds
+    lower, upper = ball.box(x)
     eps = jnp.asarray(ball.eps, x.dtype)
     eps = eps.reshape(eps.shape + (1,) * (x.ndim - eps.ndim)) if eps.ndim else eps
     moved = eps + 2 * _EPS * (jnp.abs(x) + eps)  # the sum is rounded
-    if ball.mask is not None:
-        moved = jnp.where(jnp.asarray(ball.mask) != 0, moved, 0)
+    moved = ball.on_mask(moved)
     # An image may lie outside the box by a rounding error.
     cut = lambda end: jnp.clip(end, jnp.minimum(lower, x), jnp.maximum(upper, x))
     return cut(x - moved), cut(x + moved)
@@ -143,7 +142,7 @@ def _margins(model: Any, lower: Array, upper: Array, y: Array) -> Array:
         h, w, b = out.affine
         b = jnp.broadcast_to(b, out.lower.shape)
         centre, radius = _middle(h)
-        weights = w.T - w.T[y][:, None]  # [B, K, n]
+        weights = w.T[None] - w.T[y][:, None]  # [B, K, n]
         product = lambda a, b: jnp.einsum("bkn,bn->bk", a, b, precision="highest")
         # Each of the two logits is rounded by itself, however near their weights are.
         error = jnp.dot(h.size, jnp.abs(w), precision="highest") * _product_error(w.shape[0], None)

@@ -28,7 +28,8 @@ def jump_relu(x: Array, kappa: ArrayLike) -> Array:
       x: activations.
       kappa: threshold, a number >= 0 or an array that broadcasts.
     """
-    return jnp.where(x <= kappa, jnp.zeros_like(x), x)
+    low = jnp.asarray(x, jnp.float32) <= jnp.asarray(kappa, jnp.float32)
+    return jnp.where(low, jnp.zeros_like(x), x)
 
 
 @pytree

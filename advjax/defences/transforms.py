@@ -129,7 +129,7 @@ class TotalVariation:
             dual, ahead, t = carry
             moved = ahead + _differences(image(ahead)) / (8 * self.weight)
             # The square root of zero has no gradient; below 1 it changes nothing.
-            length = jnp.sqrt(jnp.maximum(jnp.sum(moved**2, axis=0), 1))
+            length = jnp.sqrt(jnp.maximum(jnp.sum(moved**2, axis=0, keepdims=True), 1))
             new, faster = moved / length, (1 + jnp.sqrt(1 + 4 * t * t)) / 2
             return new, new + (t - 1) / faster * (new - dual), faster
 
@@ -184,7 +184,7 @@ def _filled_in(x: Array, kept: Array, weight: ArrayLike, steps: int) -> Array:
     primal = 0.1 / (weight * 8**0.5)
     dual = 1 / (8 * primal * weight)  # of a dual at most 1 long, without the weight
     count = jnp.maximum(jnp.sum(kept, axis=(1, 2), keepdims=True), 1)
-    mean = jnp.sum(jnp.where(kept, x, 0), axis=(1, 2), keepdims=True) / count
+    mean = jnp.sum(jnp.where(kept, x, 0), axis=(1, 2), keepdims=True) / count.astype(x.dtype)
     start = jnp.where(kept, x, mean)
     zero, pull = jax.vjp(_differences, jnp.zeros_like(x))
 
@@ -192,7 +192,7 @@ def _filled_in(x: Array, kept: Array, weight: ArrayLike, steps: int) -> Array:
         z, ahead, flow = carry
         moved = flow + dual * _differences(ahead)
         # The square root of zero has no gradient; below 1 it changes nothing.
-        flow = moved / jnp.sqrt(jnp.maximum(jnp.sum(moved**2, axis=0), 1))
+        flow = moved / jnp.sqrt(jnp.maximum(jnp.sum(moved**2, axis=0, keepdims=True), 1))
         back = z - primal * weight * pull(flow)[0]
         new = jnp.where(kept, (back + primal * x) / (1 + primal), back)
         return new, 2 * new - z, flow

@@ -185,10 +185,11 @@ class Network(nn.Module):
                     f"{field} has {len(values)} numbers, images {x.shape[-1]} channels; "
                     "expected one number or one per channel"
                 )
+        per_channel = (1,) * (x.ndim - 1) + (-1,)
         if len(self.mean):
-            x = x - jnp.asarray(self.mean, x.dtype)
+            x = x - jnp.asarray(self.mean, x.dtype).reshape(per_channel)
         if len(self.std):
-            x = x / jnp.asarray(self.std, x.dtype)
+            x = x / jnp.asarray(self.std, x.dtype).reshape(per_channel)
         return x.astype(self.dtype)
 
 

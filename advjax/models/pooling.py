@@ -90,5 +90,6 @@ def avg_pool(
     window, strides = tuple(window), tuple(strides or window)
     tiles = all(n % k == 0 for n, k in zip(x.shape[1:3], window, strict=True))
     if x.ndim != 4 or strides != window or not tiles or padding not in ("VALID", "SAME"):
-        return nn.avg_pool(x, window, strides, padding)
+        with jax.numpy_dtype_promotion("standard"):  # flax divides by an integer
+            return nn.avg_pool(x, window, strides, padding)
     return _tiles(x, window).mean((2, 4))

@@ -57,7 +57,8 @@ def describe_optimizer(optimizer: optax.GradientTransformation, params: Any) -> 
 
 def program_text(function: Callable[..., Any], *args: Any) -> str:
     """What a function computes as text, with the numbers of the arrays that it closes over."""
-    program = jax.make_jaxpr(function)(*args)
+    with jax.numpy_dtype_promotion("standard"):  # optax mixes counts and floats
+        program = jax.make_jaxpr(function)(*args)
     text = re.sub(r" at 0x[0-9a-f]+", "", str(program))
     return "\n".join([text, *map(repr, _constants(program))])
 

@@ -64,7 +64,8 @@ class Schedule:
         self._made()
 
     def __call__(self, step: Array | int) -> Any:
-        return self._made()(step)
+        with jax.numpy_dtype_promotion("standard"):  # optax mixes counts and floats
+            return self._made()(step)
 
     def __hash__(self) -> int:
         return hash((self.name, *self.arguments))

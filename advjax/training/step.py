@@ -63,7 +63,8 @@ def make_step(
         check_stats(state.stats, aux.stats)
         grads, metrics = jax.lax.pmean((grads, {"loss": loss, **aux.metrics}), AXIS)
         stats = jax.tree.map(_mean_if_float, aux.stats)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        with jax.numpy_dtype_promotion("standard"):  # optax mixes counts and floats
+            updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         ema, carry = state.ema, state.carry
         if average is not None:

@@ -56,7 +56,7 @@ def steps_before_rounding(x, *runs):
 def test_iterates_and_step_sizes_are_the_published_ones(network, key, ball):
     """In double precision, where few comparisons of two losses are up to rounding."""
     model, x, y, loss_and_grad = network
-    with jax.enable_x64():
+    with jax.enable_x64(), jax.numpy_dtype_promotion("standard"):
         model, x = jax.tree.map(lambda v: jnp.asarray(v, jnp.float64), (model, x))
         attack = APGD(ball=ball, loss=log_loss, until_success=False)
         step = jax.jit(lambda i, state: attack.step(i, state, model, x, y))

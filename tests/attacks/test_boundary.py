@@ -75,14 +75,14 @@ def test_targets_are_reached_from_images_of_theirs(tiny, key):
 
 
 def test_noise_fills_any_box_and_keeps_to_the_mask(key):
-    lower, upper = np.array([-2.0, 0.0]), np.array([3.0, 255.0])
+    lower, upper = np.array([-2.0, 0.0], np.float32), np.array([3.0, 255.0], np.float32)
     ball = L2(lower=tuple(lower), upper=tuple(upper))
     x = jnp.broadcast_to(jnp.array([0.0, 10.0]), (5, 4, 4, 2))
     uniform = jax.random.uniform(key, (5, 35))
-    pure = noisy_start(uniform, jnp.zeros(5, jnp.int32), ball, x)
+    pure = np.asarray(noisy_start(uniform, jnp.zeros(5, jnp.int32), ball, x))
     assert (pure >= lower).all() and (pure <= upper).all()
     np.testing.assert_allclose(pure.mean((0, 1, 2)), (lower + upper) / 2, rtol=0.25)
-    later = noisy_start(uniform, jnp.full(5, 3), ball, x)
+    later = np.asarray(noisy_start(uniform, jnp.full(5, 3), ball, x))
     assert not np.allclose(later, pure) and (later >= lower).all() and (later <= upper).all()
     mask = np.zeros(x.shape[1:], np.float32)
     mask[0] = 1

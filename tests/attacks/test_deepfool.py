@@ -12,7 +12,7 @@ BALLS = {"l2": L2(), "linf": Linf()}
 
 
 def affine(weights, bias, x):
-    return x.reshape(x.shape[0], -1) @ weights + bias
+    return x.reshape(x.shape[0], -1) @ weights + bias[None]
 
 
 def make(classes):

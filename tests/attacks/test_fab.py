@@ -99,7 +99,7 @@ def test_projections_equal_brute_force_in_six_dimensions(name):
     lower[0, 2, :4] = 0  # pixels on the bound
     reach = np.maximum(slopes * lower, slopes * upper).sum(-1)
     needed = (reach * np.linspace(0.05, 0.95, 8)).astype(np.float32)
-    steps = np.asarray(jax.jit(onto_plane)(BALLS[name], slopes, needed, lower, upper))
+    steps = np.asarray(jax.jit(onto_plane)(BALLS[name], slopes[None], needed, lower, upper))
     assert (steps >= lower - 1e-6).all() and (steps <= upper + 1e-6).all()
     np.testing.assert_allclose((steps * slopes).sum(-1), needed, rtol=2e-6)
     for p, b in itertools.product(range(2), range(8)):
@@ -116,7 +116,7 @@ def test_out_of_reach_and_no_gradient(name):
     slopes = np.array([[1.0, -2, 3], [0, 0, 0], [1e-30, 2e-30, 0]], np.float32)
     lower, upper = np.full((1, 3, 3), -0.25, np.float32), np.full((1, 3, 3), 0.5, np.float32)
     steps = jax.jit(onto_plane)(
-        BALLS[name], slopes, np.full((1, 3), 1e6, np.float32), lower, upper
+        BALLS[name], slopes[None], np.full((1, 3), 1e6, np.float32), lower, upper
     )[0]
     np.testing.assert_allclose(steps[0], [0.5, -0.25, 0.5])  # the corner nearest to the plane
     np.testing.assert_array_equal(steps[1], 0)

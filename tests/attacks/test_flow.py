@@ -43,7 +43,7 @@ def test_a_constant_flow_shifts_and_repeats_the_edge():
     x = RNG.uniform(size=(2, 4, 5, 2)).astype(np.float32)
     still = jnp.zeros((2, 4, 5, 2))
     np.testing.assert_array_equal(jax.jit(warp)(x, still), x)
-    got = jax.jit(warp)(x, still + jnp.array([1.0, -2.0]))
+    got = jax.jit(warp)(x, still + jnp.array([[[[1.0, -2.0]]]]))
     rows, cols = np.clip(np.arange(4) + 1, 0, 3), np.clip(np.arange(5) - 2, 0, 4)
     np.testing.assert_allclose(got, x[:, rows][:, :, cols], atol=1e-6)
 

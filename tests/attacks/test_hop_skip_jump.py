@@ -44,7 +44,7 @@ def test_ends_at_the_closest_image_of_the_other_class(name, two_classes, key):
     record = attack.run(key, model, x, y)
     np.testing.assert_array_equal(record.success, share > 1)
     assert (record.distance <= attack.ball.eps * (1 + 1e-5)).all()
-    assert (record.forwards[share > 1] < QUERIES / 2).all()
+    assert (record.forwards[share > 1] < QUERIES // 2).all()
     assert (record.forwards[share < 1] > QUERIES - 150).all()
 
 

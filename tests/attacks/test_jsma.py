@@ -89,7 +89,7 @@ def test_steps_are_the_published_ones(theta, tiny, key):
             np.asarray(weights, np.float64), np.asarray(x[i]).ravel(), int(target[i]), theta, 7
         )
         np.testing.assert_allclose(record.x_adv[i].ravel(), image, atol=1e-6)
-        reached += np.argmax(image @ np.asarray(weights)) == target[i]
+        reached += np.argmax(image @ np.asarray(weights)) == int(target[i])
         assert record.success[i] == (np.argmax(image @ np.asarray(weights)) == target[i])
         assert record.backwards[i] <= 2 * (used + 1)
     assert reached > 0
@@ -114,7 +114,7 @@ def test_budget_is_the_share_of_features_or_the_ball(tiny, key):
 
 
 def far_target(weights, x):
-    return 1e-3 * (x.reshape(x.shape[0], -1) @ weights) + 100 * jnp.arange(5.0)[::-1]
+    return 1e-3 * (x.reshape(x.shape[0], -1) @ weights) + 100 * jnp.arange(5.0)[None, ::-1]
 
 
 def test_an_example_of_the_target_is_left_alone(tiny, key):

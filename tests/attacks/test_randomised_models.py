@@ -85,7 +85,7 @@ def test_a_query_attack_asks_no_more_than_it_may_and_says_how_much(key, name, wa
 
     def counted(bias, x):
         jax.debug.callback(lambda x: shown.extend(x), x)
-        return 0.01 * x.reshape(x.shape[0], -1)[:, :3] + bias
+        return 0.01 * x.reshape(x.shape[0], -1)[:, :3] + bias[None]
 
     x, y = jnp.full((1, 3, 4, 1), 0.5), jnp.zeros(1, jnp.int32)
     attack = WAYS[way](ATTACKS[name]())

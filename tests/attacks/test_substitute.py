@@ -157,11 +157,11 @@ def test_training_is_the_optimisers_on_the_examples_asked_for_alone(key):
     weights, bias = (np.asarray(v[0], np.float64) for v in (linear.weights, linear.biases))
     for found in rounds:
         flat = found.x.reshape(len(found.x), -1)
-        share = np.asarray(jax.nn.softmax(flat @ weights + bias)) - np.eye(3)[found.y]
+        share = np.asarray(jax.nn.softmax(flat @ weights + bias[None])) - np.eye(3)[found.y]
         weights, bias = weights - 0.5 * flat.T @ share / len(flat), bias - 0.5 * share.mean(0)
         np.testing.assert_allclose(found.model.weights[0], weights, atol=1e-5)
         np.testing.assert_allclose(found.model.biases[0], bias, atol=1e-5)
-        right = np.argmax(flat @ weights + bias, 1) == found.y
+        right = np.argmax(flat @ weights + bias[None], 1) == found.y
         assert found.agreement[-1] == pytest.approx(right.mean())
 
 

@@ -18,7 +18,7 @@ def source(x):
     """
     flat = x.reshape(x.shape[0], -1)
     if flat.shape[1] == 6:
-        return 0 * flat[:, :2] + jnp.array([1.0, 0.0])
+        return 0 * flat[:, :2] + jnp.array([[1.0, 0.0]])
     weights = jnp.sin(7 * jnp.arange(flat.shape[1] * 5.0)).reshape(-1, 5)
     return flat @ weights
 

@@ -275,7 +275,7 @@ def _watched(weights, x):
 
 def two_classes(slope, offset, root, x):
     flat = x.reshape(x.shape[0], -1)[:, :2]
-    return (slope * flat + offset + jnp.sqrt(0 * flat + root)) * jnp.array([1.0, -1.0])
+    return (slope * flat + offset + jnp.sqrt(0 * flat + root)) * jnp.array([[1.0, -1.0]])
 
 
 # These move all pixels.

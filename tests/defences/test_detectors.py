@@ -27,7 +27,7 @@ CENTRES = RNG.uniform(0.3, 0.7, (3, 2, 3, 1))
 X = jnp.asarray(np.clip(CENTRES[Y] + 0.05 * RNG.normal(size=(60, 2, 3, 1)), 0, 1), jnp.float32)
 W = jnp.asarray((CENTRES - CENTRES.mean(0)).reshape(3, -1).T * 20, jnp.float32)
 BIAS = -10 * jnp.asarray((CENTRES**2 - CENTRES.mean(0) ** 2).sum((1, 2, 3)), jnp.float32)
-MODEL = jax.tree_util.Partial(lambda w, b, x: x.reshape(x.shape[0], -1) @ w + b, W, BIAS)
+MODEL = jax.tree_util.Partial(lambda w, b, x: x.reshape(x.shape[0], -1) @ w + b[None], W, BIAS)
 PIXELS = lambda x: x.reshape(x.shape[0], -1)
 
 

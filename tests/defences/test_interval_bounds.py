@@ -45,12 +45,14 @@ def test_no_point_and_no_attack_leaves_the_bounds(name):
     # 10,000 points, half of them corners, in one batch: rounding is another than alone.
     draws = RNG.uniform(-1, 1, (2500, *x.shape))
     draws[::2] = np.sign(draws[::2])
-    points = jnp.asarray(np.asarray(x) + eps * draws, jnp.float32).clip(x - eps, x + eps)
+    points = jnp.asarray(np.asarray(x) + eps * draws, jnp.float32).clip(
+        (x - eps)[None], (x + eps)[None]
+    )
     found = logits(model, points.reshape(-1, *x.shape[1:])).reshape(2500, 4, 3)
-    assert (found >= lower).all() and (found <= upper).all()
+    assert (found >= lower[None]).all() and (found <= upper[None]).all()
     worst = worst_margins(model, x - eps, x + eps, y)
     margins = found - jnp.take_along_axis(found, y[None, :, None], -1)
-    assert (margins <= worst).all()
+    assert (margins <= worst[None]).all()
     # Of a single point, what is left is the room for rounding.
     lower, upper = bounds(model, x, x)
     assert (lower < upper).all() and (upper - lower < 0.02 * jnp.abs(found).max()).all()

@@ -58,7 +58,7 @@ def test_every_layer_is_cut_at_the_threshold():
     kappa, h = 0.3, np.asarray(x).reshape(3, -1)
     for i in range(3):
         dense = model.variables["params"][f"Dense_{i}"]
-        h = h @ dense["kernel"] + dense["bias"]
+        h = h @ dense["kernel"] + dense["bias"][None]
         h = h if i == 2 else np.where(h > kappa, h, 0)
     np.testing.assert_allclose(logits(JumpReLU(model, kappa), x), h, rtol=1e-5, atol=1e-6)
 
@@ -73,14 +73,14 @@ def test_another_backward_changes_the_gradient_and_nothing_else():
         np.testing.assert_array_equal(logits(jump, x), logits(JumpReLU(model, kappa), x))
         slope = jax.jit(jax.grad(lambda x, jump=jump: jump(x).sum()))(x)
         grads[backward] = slope.reshape(3, -1)
-    before = x.reshape(3, -1) @ first["kernel"] + first["bias"]
-    after = jnp.where(before > kappa, before, 0) @ second["kernel"] + second["bias"]
+    before = x.reshape(3, -1) @ first["kernel"] + first["bias"][None]
+    after = jnp.where(before > kappa, before, 0) @ second["kernel"] + second["bias"][None]
     for backward, slope in {
-        "exact": lambda h: h > kappa,
-        "relu": lambda h: h > 0,
+        "exact": lambda h: (h > kappa).astype(jnp.float32),
+        "relu": lambda h: (h > 0).astype(jnp.float32),
         "identity": jnp.ones_like,
     }.items():
-        top = last["kernel"].sum(1) * slope(after)
+        top = last["kernel"].sum(1)[None] * slope(after)
         expected = ((top @ second["kernel"].T) * slope(before)) @ first["kernel"].T
         np.testing.assert_allclose(grads[backward], expected, rtol=1e-4, atol=1e-5)
     assert not np.allclose(grads["exact"], grads["relu"])

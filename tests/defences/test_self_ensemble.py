@@ -33,11 +33,11 @@ def noisy_pass(keys, sigma_first, sigma_inner):
         x = jax.lax.conv_general_dilated(
             x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
         )
-        x = jnp.maximum(x + params[name]["bias"], 0)
+        x = jnp.maximum(x + params[name]["bias"][None, None, None], 0)
         return x.reshape(x.shape[0], x.shape[1] // 2, 2, x.shape[2] // 2, 2, -1).max((2, 4))
 
     x = conv(conv(X, "Conv_0", 1, sigma_first), "Conv_1", 2, sigma_inner).reshape(4, -1)
-    dense = lambda x, name: x @ params[name]["kernel"] + params[name]["bias"]
+    dense = lambda x, name: x @ params[name]["kernel"] + params[name]["bias"][None]
     return dense(jnp.maximum(dense(x, "Dense_0"), 0), "Dense_1")
 
 

@@ -79,4 +79,4 @@ class Coin:
 
     def __call__(self, x, *, key):
         heads = jax.vmap(jax.random.uniform)(key) > x.reshape(x.shape[0], -1).mean(-1)
-        return jnp.stack([1.0 - heads, heads * 1.0], -1)
+        return jnp.stack([~heads, heads], -1).astype(jnp.float32)

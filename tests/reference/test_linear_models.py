@@ -116,7 +116,7 @@ SHAPES = {1: (48,), 2: (8, 6), 3: (4, 4, 3)}  # an image's feature axes
 
 
 def affine(weights, bias, x):
-    return x.reshape(x.shape[0], -1) @ weights + bias
+    return x.reshape(x.shape[0], -1) @ weights + bias[None]
 
 
 @pytest.fixture(scope="module")

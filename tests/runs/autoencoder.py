@@ -22,7 +22,8 @@ def update(optimizer, state, x):
         return jnp.mean((jnp.tanh(x @ params["encode"]) @ params["decode"] - x) ** 2)
 
     value, grads = jax.value_and_grad(loss)(state["params"])
-    updates, slots = optimizer.update(grads, state["slots"])
+    with jax.numpy_dtype_promotion("standard"):  # optax mixes counts and floats
+        updates, slots = optimizer.update(grads, state["slots"])
     return {"params": optax.apply_updates(state["params"], updates), "slots": slots}, {
         "loss": value
     }

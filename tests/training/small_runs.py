@@ -82,4 +82,4 @@ def run_steps(training, devices, n=1):
 def flat_linear(params, stats, x, *, key=None, train=False):
     """A linear model ``w``, ``b`` as an ``Apply``."""
     del key, train
-    return x.reshape(x.shape[0], -1) @ params["w"] + params["b"], stats
+    return x.reshape(x.shape[0], -1) @ params["w"] + params["b"][None], stats

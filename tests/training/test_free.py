@@ -42,7 +42,7 @@ def written_out(training, steps):
         moved = x + delta
         inside = (moved >= 0) & (moved <= 1)
         x_adv = np.clip(moved, 0, 1)
-        logits = x_adv @ w + b
+        logits = x_adv @ w + b[None]
         p = np.exp(logits - logits.max(1, keepdims=True))
         p /= p.sum(1, keepdims=True)
         p[np.arange(size), training.train.y[index]] -= 1

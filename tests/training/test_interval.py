@@ -29,7 +29,7 @@ def closed_form(params, eps):
     difference = kernel.T[None] - kernel.T[Y][:, None]
     flat = X.reshape(6, -1)
     margins = jnp.einsum("bkn,bn->bk", difference, flat) + eps * jnp.abs(difference).sum(-1)
-    return jnp.mean(cross_entropy(margins + bias - bias[Y][:, None], Y))
+    return jnp.mean(cross_entropy(margins + bias[None] - bias[Y][:, None], Y))
 
 
 @jax.jit
@@ -79,7 +79,8 @@ def test_training_raises_the_certified_share_of_a_deep_network():
         objective = IBP(Linf(0.2), kappa=0.5)
         grad = jax.grad(lambda p: objective(KEYS, apply, p, {}, batch), has_aux=True)
         grads, aux = grad(params)
-        updates, state = optimizer.update(grads, state)
+        with jax.numpy_dtype_promotion("standard"):  # optax mixes counts and floats
+            updates, state = optimizer.update(grads, state)
         return optax.apply_updates(params, updates), state, aux.metrics["certified_accuracy"]
 
     state, shares = optimizer.init(params), []

@@ -71,7 +71,8 @@ def after(optimiser, steps=8):
     params = PARAMS
     state = optimiser.init(params)
     for _ in range(steps):
-        updates, state = optimiser.update(jax.tree.map(jnp.sin, params), state, params)
+        with jax.numpy_dtype_promotion("standard"):  # optax mixes counts and floats
+            updates, state = optimiser.update(jax.tree.map(jnp.sin, params), state, params)
         params = optax.apply_updates(params, updates)
     return params, state
 

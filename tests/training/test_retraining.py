@@ -55,7 +55,7 @@ def by_hand(model, data):
     other = w[:, 1 - data.y].T - w[:, data.y].T
     x = np.asarray(to_float(data.x)).reshape(len(data), -1)
     x_adv = x + EPS * other / np.linalg.norm(other, axis=1, keepdims=True)
-    wrong = lambda x: (x @ w + b).argmax(axis=1) != data.y
+    wrong = lambda x: (x @ w + b[None]).argmax(axis=1) != data.y
     return x_adv, wrong(x), wrong(x_adv)
 
 

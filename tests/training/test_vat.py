@@ -24,7 +24,7 @@ BATCH = {"x": X, "y": Y, "unlabelled": U}
 
 def top_eigenvectors(w, b, x):
     """Of the Fisher matrices W (diag(p) - p p^T) W^T of a linear softmax, and their gaps."""
-    logits = x @ w + b
+    logits = x @ w + b[None]
     p = np.exp(logits - logits.max(axis=1, keepdims=True))
     p /= p.sum(axis=1, keepdims=True)
     found = [np.linalg.eigh(w @ (np.diag(q) - np.outer(q, q)) @ w.T) for q in p]
@@ -44,7 +44,7 @@ def test_the_direction_is_the_top_eigenvector_of_the_fisher_matrix():
     assert gaps.min() > 100
 
     def cosines(xi, iterations, dtype=jnp.float32):
-        model = lambda x: x @ jnp.asarray(w, dtype) + jnp.asarray(b, dtype)
+        model = lambda x: x @ jnp.asarray(w, dtype) + jnp.asarray(b, dtype)[None]
         keys = jax.random.split(jax.random.key(3), 64)
         found = virtual_direction(keys, model, jnp.asarray(x, dtype), xi, iterations)
         return jnp.abs(jnp.sum(found * vectors, axis=1, dtype=jnp.float32))

@@ -66,7 +66,7 @@ def sides(goal: Goal, logits: Array, y: Array, among: Array | None = None) -> tu
     if goal.targeted:
         return y[None], by_logit(logits, y)[:, 0]
     classes = logits.shape[-1]
-    return (y + jnp.arange(1, classes)[:, None]) % classes if among is None else among, y
+    return (y[None] + jnp.arange(1, classes)[:, None]) % classes if among is None else among, y
 
 
 @pytree
@@ -156,14 +156,14 @@ def _nearest(
 ) -> Plane:
     """``nearest_plane`` of boundaries that are differentiated together."""
     hot = lambda index: jax.nn.one_hot(index, logits.shape[-1], dtype=logits.dtype)
-    cotangents = hot(raised) - hot(lowered)
+    cotangents = hot(raised) - hot(lowered)[None]
     several = raised.shape[0] > 1
     slope = jax.vmap(pullback)(cotangents) if several else pullback(cotangents[0])[None]
     slope = ball.masked(jnp.where(jnp.isfinite(slope), slope, 0))
-    gap = jnp.sum(jnp.where(cotangents != 0, cotangents * logits, 0), axis=-1)
+    gap = jnp.sum(jnp.where(cotangents != 0, cotangents * logits[None], 0), axis=-1)
     needed = gap
     if back is not None:
-        needed = gap - jnp.sum(slope * back, axis=tuple(range(2, slope.ndim)))
+        needed = gap - jnp.sum(slope * back[None], axis=tuple(range(2, slope.ndim)))
     size = _dual(ball, slope)
     distance = jnp.abs(needed) / jnp.where(size > 0, size, 1)
     if several and measure is not None:

@@ -52,7 +52,7 @@ class Checkpoints:
 
     def see(self, loss: Array) -> Checkpoints:
         """With the loss ``[B]`` of the next iterate; the start counts as no rise."""
-        return replace(self, rises=self.rises + (loss > self.loss), loss=loss)
+        return replace(self, rises=self.rises + (loss > self.loss).astype(jnp.int32), loss=loss)
 
     def update(self, i: Array, best_loss: Array, rho: float) -> tuple[Checkpoints, Array]:
         """At a checkpoint halves the steps that are too long.
@@ -69,7 +69,8 @@ class Checkpoints:
           The next state, and ``[B]`` bool: whose step was halved and who goes on from the best.
         """
         due = i == self.checkpoint
-        long = self.rises <= rho * self.window
+        most = jnp.asarray(rho) * self.window.astype(jnp.float32)
+        long = self.rises.astype(jnp.float32) <= most
         long |= ~self.shortened & (self.loss_then >= best_loss)
         less, least = jnp.maximum(self.total * 3 // 100, 1), jnp.maximum(self.total * 6 // 100, 1)
         window = jnp.where(due, jnp.maximum(self.window - less, least), self.window)

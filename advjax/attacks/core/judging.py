@@ -138,7 +138,7 @@ class Tally:
         return self.first_success >= 0
 
     def spend(self, forwards: ArrayLike = 0, backwards: ArrayLike = 0) -> Tally:
-        """With so many passes more, scalars or ``[B]``; ``n * live`` for those who are live."""
+        """With so many passes more, scalars or ``[B]``; ``where(live, n, 0)`` for some."""
         return replace(
             self,
             forwards=self.forwards + _count(forwards),
@@ -195,7 +195,7 @@ def outcome(
     ball = attack.ball
     assert ball is not None
     # A start outside the box may be the best iterate of an attack, or the only one.
-    x_adv = jnp.clip(x_adv, *ball.bounds)
+    x_adv = ball.clip(x_adv)
     if not record:
         unknown: Any = None
         return Record(x_adv=x_adv, **dict.fromkeys(_COSTLY, unknown))

@@ -83,15 +83,13 @@ class SearchState:
 
 def free_pixels(ball: Ball, x: Array) -> Array:
     """``[B, ...]`` bool: the pixels that may change."""
-    mask = ball.mask
-    return jnp.ones_like(x, bool) if mask is None else jnp.broadcast_to(mask != 0, x.shape)
+    return ball.on_mask(jnp.ones_like(x, bool), False)
 
 
 def farthest(ball: Ball, x: Array) -> Array:
     """``[B]`` distance of the farthest corner of the box, on the mask."""
-    lower, upper = ball.bounds
-    corner = jnp.maximum(x - lower, upper - x)
-    return ball.size(corner if ball.mask is None else jnp.where(ball.mask, corner, 0))
+    lower, upper = ball.box(x)
+    return ball.size(ball.on_mask(jnp.maximum(x - lower, upper - x)))
 
 
 def at_distance(ball: Ball, keys: Key, x: Array, distance: ArrayLike) -> Array:
@@ -102,7 +100,7 @@ def at_distance(ball: Ball, keys: Key, x: Array, distance: ArrayLike) -> Array:
     direction = ball.masked(jax.vmap(draw)(keys))
     size = ball.size(direction)
     length = jnp.asarray(distance, x.dtype) / jnp.where(size > 0, size, 1)
-    return jnp.clip(x + widen(length, x) * direction, *ball.bounds)
+    return ball.clip(x + widen(length, x) * direction)
 
 
 class KeepsClosest(Iterative):
@@ -120,7 +118,7 @@ class MinimumNorm(KeepsClosest):
 
     def _cosine(self, i: Array, state: Any) -> Array:
         """From 1 to 0 along a cosine, which ends with the last step."""
-        return (1 + jnp.cos(jnp.pi * i / state.steps)) / 2
+        return (1 + jnp.cos(jnp.pi * jnp.asarray(i, jnp.float32) / state.steps)) / 2
 
     def _look(self, i: Array, state: Any, model: Model, y: Array) -> tuple[Judgement, Array]:
         """The judgement of the iterate, and its gradient."""

@@ -27,11 +27,6 @@ def over_features(x: Array) -> tuple[int, ...]:
     return tuple(range(1, x.ndim))
 
 
-def on_mask(ball: Ball, changed: Array, x: ArrayLike = 0) -> Array:
-    """The changed images where the ball's mask lets them change, ``x`` itself elsewhere."""
-    return changed if ball.mask is None else jnp.where(jnp.asarray(ball.mask) != 0, changed, x)
-
-
 @pytree
 class Adam:
     """Adam's two moments, ``[B, ...]``, and how many gradients they hold, ``[B]``."""
@@ -80,7 +75,7 @@ class Descent:
         of the range inside; here each has its own distance, 1e-5 to 1e-4: they leave sooner, and a
         window of equal pixels does not lead the gradient of a max-pool to its first one alone.
         """
-        lower, upper = ball.bounds
+        lower, upper = ball.box(x)
         unit = 2 * (jnp.clip(x, lower, upper) - lower) / (upper - lower) - 1
         place = np.arange(np.prod(x.shape[1:]), dtype=np.float64).reshape(1, *x.shape[1:])
         own = 1e-5 + 9e-5 * (place * _GOLDEN % 1)  # spread evenly, neighbours far apart
@@ -91,9 +86,9 @@ class Descent:
 
         The first one is the clean one, to the bit: it may be adversarial already.
         """
-        lower, upper = ball.bounds
+        lower, upper = ball.box(x)
         image = jnp.clip(lower + (upper - lower) * jax.nn.sigmoid(2 * self.w), lower, upper)
-        return jnp.where(i == 0, x, on_mask(ball, image, x))
+        return jnp.where(i == 0, x, ball.on_mask(image, x))
 
     def step(self, grad: Array, step_size: ArrayLike, ball: Ball) -> tuple[Descent, Array]:
         """One step down the gradient in the images; and whether to wait, ``[B]`` bool.
@@ -101,7 +96,7 @@ class Descent:
         Pixels that come away from a bound of the box take hundreds of iterations, during which
         nothing else is seen of them.
         """
-        lower, upper = ball.bounds
+        lower, upper = ball.box(grad)
         slope = 2 * (upper - lower) * jax.nn.sigmoid(2 * self.w) * jax.nn.sigmoid(-2 * self.w)
         direction, adam = self.adam.step(slope * grad)
         leaving = (jnp.abs(self.w) > 3) & (jnp.sign(self.w) * direction > 0.5)
@@ -289,7 +284,7 @@ class Penalty(KeepsClosest):
             image=image,
             change=change,
             judged=replace(judged, success=success),
-            rise=on_mask(self.ball, rise),
+            rise=self.ball.on_mask(rise),
             short=jnp.maximum(confidence - judged.loss, 0),
         )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -20,6 +20,12 @@ from advjax.types import ATTACK, NOISE, Aux, Net, Objective
 _SECOND = 3  # the tag of a second pass, whose dropout is its own
 
 
+def value_at(schedule: Callable[[Array], ArrayLike], step: Array) -> ArrayLike:
+    """A schedule's value at a step; optax's mix counts and floats."""
+    with jax.numpy_dtype_promotion("standard"):
+        return schedule(step)
+
+
 class Scheduled(Objective):
     """An objective that crafts by an ``attack``, whose budget ``eps_schedule`` scales. Abstract."""
 
@@ -30,7 +36,7 @@ class Scheduled(Objective):
         """The objective of one step, the schedule evaluated."""
         if self.eps_schedule is None:
             return self
-        attack = self.attack.scaled(self.eps_schedule(step))
+        attack = self.attack.scaled(value_at(self.eps_schedule, step))
         return replace(self, attack=attack, eps_schedule=None)  # type: ignore[type-var]
 
     def threat(self) -> Any:
@@ -133,7 +139,7 @@ def pgd_from_noise(key: Key, attack: PGD, model: Any, x: Array, y: Array, sigma:
     state = replace(state, x_adv=x + sigma * noise)
     step = lambda i, state: attack.step(i, state, model, x, y)
     state = jax.lax.fori_loop(0, attack.steps, step, state)
-    return jax.lax.stop_gradient(jnp.clip(attack.result(state, x), *attack.bounds))
+    return jax.lax.stop_gradient(attack.ball.clip(attack.result(state, x)))
 
 
 def batch_key(net: Net) -> Key:

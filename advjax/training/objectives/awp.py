@@ -54,7 +54,7 @@ class AWP(Around):
 
     def at(self, step: Array) -> AWP:
         """The objective of one step, the schedules evaluated."""
-        gamma = jnp.where(step < self.warmup, 0.0, self.gamma)
+        gamma = jnp.where(jnp.asarray(step, jnp.float32) < self.warmup, 0.0, self.gamma)
         return replace(super().at(step), gamma=gamma, warmup=0.0)
 
     def loss(self, net: Net, batch: Mapping[str, Array]) -> tuple[Array, Aux]:

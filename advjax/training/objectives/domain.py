@@ -76,7 +76,7 @@ class DANN(Objective):
         """The objective of one step, the schedule evaluated."""
         if self.total_steps is None:
             return self
-        factor = self.factor * dann_factor(step / self.total_steps)
+        factor = self.factor * dann_factor(jnp.asarray(step, jnp.float32) / self.total_steps)
         return replace(self, factor=factor, total_steps=None)
 
     def loss(self, net: Net, batch: Mapping[str, Array]) -> tuple[Array, Aux]:

@@ -72,7 +72,7 @@ class FreeAT(Objective):
 
     def loss(self, net: Net, batch: Mapping[str, Array]) -> tuple[Array, Aux]:
         y, moved = batch["y"], batch["x"] + batch["carry"]
-        x_adv = jnp.clip(moved, *self.ball.bounds)
+        x_adv = self.ball.clip(moved)
         if self.straight_through:  # plus zero, whose gradient is one
             x_adv = jax.lax.stop_gradient(x_adv) + (moved - jax.lax.stop_gradient(moved))
         logits, stats = net(x_adv)

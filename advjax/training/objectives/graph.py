@@ -160,7 +160,7 @@ def _most_similar(unit: Array, first: int, block: int, k: int) -> tuple[Array, A
     """The k largest cosines, and where, of the ``block`` rows from ``first`` on."""
     rows = jax.lax.dynamic_slice_in_dim(unit, first, block)
     cosine = jnp.matmul(rows, unit.T, precision="highest")
-    itself = jnp.arange(len(unit)) == first + jnp.arange(block)[:, None]
+    itself = jnp.arange(len(unit))[None] == first + jnp.arange(block)[:, None]
     return jax.lax.top_k(jnp.where(itself, -jnp.inf, cosine), k)
 
 

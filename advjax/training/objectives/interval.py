@@ -14,7 +14,7 @@ from advjax.defences.interval_bounds import box, worst_margins
 from advjax.losses import cross_entropy
 from advjax.pytrees import Array, ArrayLike, pytree, replace, static
 from advjax.training.apply import Bound
-from advjax.training.objectives._shared import accuracy, check_fraction
+from advjax.training.objectives._shared import accuracy, check_fraction, value_at
 from advjax.types import Aux, Net, Objective
 
 
@@ -56,9 +56,9 @@ class IBP(Objective):
         """The objective of one step, the schedules evaluated."""
         ball, kappa = self.ball, self.kappa
         if self.eps_schedule is not None:
-            ball = ball.scaled(self.eps_schedule(step))
+            ball = ball.scaled(value_at(self.eps_schedule, step))
         if self.kappa_schedule is not None:
-            kappa = self.kappa_schedule(step)
+            kappa = value_at(self.kappa_schedule, step)
         return replace(self, ball=ball, kappa=kappa, eps_schedule=None, kappa_schedule=None)
 
     def loss(self, net: Net, batch: Mapping[str, Array]) -> tuple[Array, Aux]:

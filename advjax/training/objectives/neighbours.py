@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from advjax.answers import fold_in_each
 from advjax.arguments import check_count, check_number
-from advjax.balls import L1, L2, Linf
+from advjax.balls import L1, L2, Linf, aligned
 from advjax.losses import cross_entropy
 from advjax.pytrees import Array, ArrayLike, pytree, static
 from advjax.training.objectives._shared import accuracies, both_passes, frozen
@@ -41,7 +41,8 @@ def maximize_within_unit_norm(grad: Array, norm: Norm) -> Array:
     if norm == "l1":
         magnitude = jnp.abs(grad)
         largest = magnitude == jnp.max(magnitude, axis=axes, keepdims=True)
-        return jnp.where(largest, jnp.sign(grad), 0) / jnp.sum(largest, axis=axes, keepdims=True)
+        count = jnp.sum(largest, axis=axes, keepdims=True).astype(grad.dtype)
+        return jnp.where(largest, jnp.sign(grad), 0) / count
     raise ValueError(f"given norm={norm!r}; expected 'l2', 'infinity' or 'l1'")
 
 
@@ -99,16 +100,17 @@ class AdversarialRegularization(Objective):
         model = frozen(net, fold_in_each(net.key, DROPOUT))
         gradient = jax.grad(lambda x: jnp.sum(cross_entropy(model(x), y)))
         ball = _BALLS[self.norm]
+        limits = [None if v is None else aligned(v, x) for v in (self.lower, self.upper)]
 
         def move(_: Any, delta: Array) -> Array:
             grad = gradient(x + delta)
             grad = jnp.where(jnp.isfinite(grad), grad, 0)
             if self.mask is not None:
-                grad = grad * self.mask
+                grad = grad * aligned(self.mask, grad)
             delta = delta + self.step * maximize_within_unit_norm(grad, self.norm)
             if self.eps is not None:
                 delta = ball(self.eps).project(delta)
-            return jnp.clip(x + delta, self.lower, self.upper) - x
+            return jnp.clip(x + delta, *limits) - x
 
         delta = jnp.zeros_like(x)
         if self.random_start:
