@@ -52,7 +52,7 @@ def pytest_configure(config):
 
 # In tests of these folders JAX refuses to broadcast over ranks and to mix types unasked; processes
 # that they start are as users' are.
-STRICT = ("contract", "data", "defences", "evaluation", "training")
+STRICT = ("contract", "data", "defences", "evaluation", "models", "training")
 
 
 @pytest.hookimpl(tryfirst=True)
