@@ -50,10 +50,19 @@ def pytest_configure(config):
                 path.unlink()
 
 
+# In tests of these folders JAX refuses to broadcast over ranks and to mix types unasked; processes
+# that they start are as users' are.
+STRICT = ("contract", "data", "defences", "evaluation", "models", "training")
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item):
-    """Before any fixture: tests marked ``optimised``, whose arithmetic takes longer than their
-    compiling, are compiled with optimisations, and so is what they set up."""
+    """Before any fixture: tests of ``STRICT`` folders are strict; those marked ``optimised``, whose
+    arithmetic takes longer than their compiling, are compiled with optimisations. So is what they
+    set up."""
+    strict = item.path.parent.name in STRICT
+    jax.config.update("jax_numpy_rank_promotion", "raise" if strict else "allow")
+    jax.config.update("jax_numpy_dtype_promotion", "strict" if strict else "standard")
     if not _DEFAULT_COMPILER:
         optimised = item.get_closest_marker("optimised") is not None
         jax.config.update("jax_disable_most_optimizations", not optimised)

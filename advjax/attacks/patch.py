@@ -8,18 +8,20 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from advjax.answers import example_keys, fold_in_each
 from advjax.arguments import check_pictures, check_unbounded
 from advjax.attacks.core.crafting import Crafted, Progress, check_counts, checked, craft
 from advjax.attacks.core.judging import ask
-from advjax.attacks.core.penalty import Adam
 from advjax.attacks.spatial import bilinear, pixel_positions
 from advjax.balls import L2, Ball, concrete
 from advjax.goals import Misclassify
 from advjax.losses import cross_entropy
 from advjax.pytrees import Array, ArrayLike, Key, pytree, replace, static
 from advjax.types import Goal, LossFn, Model
+
+_ADAM = optax.scale_by_adam()
 
 
 @pytree
@@ -144,14 +146,14 @@ class Patch(Crafted):
 @functools.partial(jax.jit, static_argnums=7)
 def _step(
     patch: Patch,
-    adam: Adam,
+    adam: Any,
     learning_rate: Any,
     key: Key,
     model: Model,
     x: Array,
     y: Array,
     batch_size: int,
-) -> tuple[tuple[Patch, Adam], Array]:
+) -> tuple[tuple[Patch, Any], Array]:
     chosen, places, draws = jax.random.split(key, 3)
     rows = jax.random.randint(chosen, (batch_size,), 0, x.shape[0])
     x, y = x[rows], y[rows]
@@ -162,7 +164,8 @@ def _step(
         return ask(patch.goal, patch.loss, model, covered, y, keys)[0] / batch_size
 
     value, grad = jax.value_and_grad(objective)(patch.pixels)
-    moved, adam = adam.step(jnp.where(jnp.isfinite(grad), grad, 0))
+    with jax.numpy_dtype_promotion("standard"):  # optax mixes counts and floats
+        moved, adam = _ADAM.update(jnp.where(jnp.isfinite(grad), grad, 0), adam)
     pixels = patch.ball.clip(patch.pixels + learning_rate * moved)
     return (replace(patch, pixels=pixels), adam), value
 
@@ -229,5 +232,5 @@ def train_patch(
     )
     rate = np.float32(learning_rate)
     step = lambda i, key, state: _step(*state, rate, key, model, x, y, batch_size)
-    patch, _ = craft(key, steps, step, (patch, Adam.start(patch.pixels)), progress)
+    patch, _ = craft(key, steps, step, (patch, _ADAM.init(patch.pixels)), progress)
     return patch.with_goal(Misclassify())

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from advjax.arguments import check_number
 from advjax.attacks.core.judging import Tally
-from advjax.attacks.core.penalty import Adam
 from advjax.attacks.core.rows import spread
 from advjax.attacks.nes import Probed
 from advjax.balls import Ball
@@ -16,6 +16,8 @@ from advjax.losses import margin
 from advjax.pytrees import Array, ArrayLike, Key, per_example, pytree, replace, static
 from advjax.types import Goal, LossFn, Model
 
+_ADAM = optax.scale_by_adam()
+
 
 @pytree
 class _State:
@@ -23,7 +25,7 @@ class _State:
 
     keys: Key
     x_adv: Array
-    adam: Adam
+    adam: optax.OptState
     tally: Tally
 
 
@@ -62,11 +64,12 @@ class SPSA(Probed):
         check_number("SPSA", "delta", self.delta)
 
     def init(self, key: Key, model: Model, x: Array, y: Array, steps: Array) -> _State:
-        return _State(**self._begin(key, model, x, y), adam=Adam.start(x))
+        return _State(**self._begin(key, model, x, y), adam=_ADAM.init(x))
 
     def step(self, i: Array, state: _State, model: Model, x: Array, y: Array) -> _State:
         gradient, _ = self._estimate(i, state, model, y, jax.random.rademacher, self.delta)
-        uphill, adam = state.adam.step(gradient)
+        with jax.numpy_dtype_promotion("standard"):  # optax mixes counts and floats
+            uphill, adam = _ADAM.update(gradient, state.adam)
         x_adv = self.ball.apply(x, state.x_adv + spread(self.step_size, x) * uphill - x)
         return self._look(i, state, replace(state, x_adv=x_adv, adam=adam), model, y, gradient)
 

@@ -92,14 +92,16 @@ def dense(
 
 def batch_norm(x: jax.Array, *, train: bool, axis_name: str | None, name: str | None = None) -> Any:
     """BatchNorm (momentum .9, epsilon 1e-5); trained on the statistics of the whole axis."""
-    return nn.BatchNorm(
+    norm = nn.BatchNorm(
         use_running_average=not train,
         momentum=0.9,
         epsilon=1e-5,
         dtype=x.dtype,
         axis_name=axis_name,
         name=name,
-    )(x)
+    )
+    with jax.numpy_dtype_promotion("standard"):  # flax's statistics are float32
+        return norm(x)
 
 
 class ReLU(nn.Module):

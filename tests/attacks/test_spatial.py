@@ -64,13 +64,13 @@ def test_the_grid_is_searched_whole_and_the_worst_is_kept(tiny, key):
     angles, shifts = np.linspace(-5, 5, 3), np.linspace(-0.1, 0.1, 3)
     every = [moved(x, *point) for point in itertools.product(angles, shifts, shifts)]
     logits = np.asarray(model(np.concatenate(every))).reshape(27, 8, 5)
-    fooled = logits.argmax(axis=-1) != y
+    fooled = logits.argmax(axis=-1) != y[None]
     loss = np.log(np.exp(logits).sum(axis=-1)) - logits[:, np.arange(8), y]
     assert 0 < fooled.any(axis=0).sum() < 8  # some stand all transformations
     fields = {"max_shift": 0.1, "max_rotation": 5, "shifts": 3, "rotations": 3}
     record = Spatial(early_stop=False, **fields).run(key, model, x, y)
     np.testing.assert_array_equal(record.success, fooled.any(axis=0))
-    worst = np.where(fooled | ~fooled.any(axis=0), loss, -np.inf).max(axis=0)
+    worst = np.where(fooled | ~fooled.any(axis=0, keepdims=True), loss, -np.inf).max(axis=0)
     np.testing.assert_allclose(record.loss, worst, rtol=1e-4)
     assert (record.forwards == 28).all() and (record.backwards == 0).all()
     early = Spatial(**fields).run(key, model, x, y)
