@@ -17,9 +17,15 @@ TRACES: list[None] = []
 KEYS = example_keys(jax.random.key(1), 4)
 
 
+# Another option of what has a row: CI runs it.
+SLOW = ("WithDetector squeezing",)
+
+
 def rows(names=ROWS):
     """These rows as parameters. All tests of a row run in one process: they share its programs."""
-    return [pytest.param(n, marks=pytest.mark.xdist_group(f"defence {n}")) for n in names]
+    slow = lambda name: (pytest.mark.slow,) if name in SLOW else ()
+    group = lambda name: pytest.mark.xdist_group(f"defence {name}")
+    return [pytest.param(name, marks=(group(name), *slow(name))) for name in names]
 
 
 TABLE = pytest.mark.parametrize("name", rows())

@@ -16,9 +16,15 @@ from advjax.training import objectives
 TRACES: list[None] = []
 
 
+# Another option of what has a row: CI runs it.
+SLOW = ("TRADES paired",)
+
+
 def rows(names=ROWS):
     """These rows as parameters. All tests of a row run in one process: they share its programs."""
-    return [pytest.param(n, marks=pytest.mark.xdist_group(f"objective {n}")) for n in names]
+    slow = lambda name: (pytest.mark.slow,) if name in SLOW else ()
+    group = lambda name: pytest.mark.xdist_group(f"objective {name}")
+    return [pytest.param(name, marks=(group(name), *slow(name))) for name in names]
 
 
 TABLE = pytest.mark.parametrize("name", rows())
