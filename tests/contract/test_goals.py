@@ -44,11 +44,13 @@ class Within(Goal):
 
     def reached(self, outputs, y):
         said, classes = jnp.argmax(outputs, axis=-1), outputs.shape[-1]
-        return ((said - y) % classes >= 1) & ((said - y) % classes <= self.reach)
+        return ((said - y) % classes >= 1) & (
+            (said - y) % classes <= jnp.asarray(self.reach).astype(jnp.int32)
+        )
 
     def _near(self, outputs, y):
         step = (jnp.arange(outputs.shape[-1]) - y[:, None]) % outputs.shape[-1]
-        return (step >= 1) & (step <= self.reach)
+        return (step >= 1) & (step <= jnp.asarray(self.reach).astype(jnp.int32))
 
 
 def within(said, y, classes):
