@@ -49,7 +49,7 @@ class Within(Goal):
         )
 
     def _near(self, outputs, y):
-        step = (jnp.arange(outputs.shape[-1]) - y[:, None]) % outputs.shape[-1]
+        step = (jnp.arange(outputs.shape[-1])[None] - y[:, None]) % outputs.shape[-1]
         return (step >= 1) & (step <= jnp.asarray(self.reach).astype(jnp.int32))
 
 
