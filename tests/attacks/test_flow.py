@@ -113,5 +113,5 @@ def test_no_pixel_moves_farther_than_the_limit(digits, key):
     [{"ball": L2(1.0)}, {"ball": L2(mask=np.ones((8, 8, 1)))}, {"steps": -1}, {"tau": -1}],
 )
 def test_what_it_does_not_take_is_refused(fields):
-    with pytest.raises(ValueError, match="Flow: given .* taken"):
+    with pytest.raises(ValueError, match="Flow: given .* expected"):
         Flow(**fields)

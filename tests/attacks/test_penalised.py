@@ -141,7 +141,7 @@ def test_the_penalty_is_the_balls_norm_unless_told():
         ({"weight": 0}, "given weight=0"),
         ({"step_size": -1}, "given step_size=-1"),
         ({"steps": -1}, "given steps=-1"),
-        ({"ball": "l2"}, "given ball='l2'; a ball"),
+        ({"ball": "l2"}, "given ball='l2'; expected a ball"),
         (
             {"goal": Undetected()},
             r"given goal=Undetected\(\); expected Misclassify\(\) or Target\(\)",

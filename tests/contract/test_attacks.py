@@ -102,6 +102,9 @@ SLOW = [
     "jsma_logits_down",
     "spatial_draws",
     "ti_l2",
+    "acg_linf",
+    "mim_linf",
+    "spsa_linf",
 ]
 assert set(SLOW) <= set(ATTACKS)
 

@@ -25,7 +25,7 @@ def test_to_float_is_the_same_inside_and_outside_jit():
 @pytest.mark.parametrize(
     ("x", "y", "message"),
     [
-        (np.zeros((2, 3, 3, 1), np.uint8), [0], "one label per image"),
+        (np.zeros((2, 3, 3, 1), np.uint8), [0], r"given labels \(1,\); expected one per image"),
         (np.zeros((2, 3, 3, 1), np.int64), [0, 1], "uint8, or floats"),
         (np.full((2, 3, 3, 1), 1.5), [0, 1], "float images are in .0, 1.*1.5"),
         (np.full((2, 3, 3, 1), np.nan), [0, 1], "float images are in"),

@@ -258,7 +258,7 @@ def test_a_model_inside_an_attack_is_left_whole(key):
         eps: jax.Array
 
         def __call__(self, x):
-            flat = x.reshape(x.shape[0], -1) * self.weight
+            flat = x.reshape(x.shape[0], -1) * self.weight[None]
             return jnp.stack([flat @ self.eps, -flat @ self.eps], axis=1)
 
     rng, n = np.random.default_rng(0), 24

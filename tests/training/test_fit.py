@@ -208,7 +208,7 @@ def test_a_plain_apply_trains(tmp_path):
 
 def linear(params, stats, x, *, key=None, train=False):
     del key, train
-    return x.reshape(x.shape[0], -1) @ params["w"] + params["b"], stats
+    return x.reshape(x.shape[0], -1) @ params["w"] + params["b"][None], stats
 
 
 @pytest.mark.parametrize(

@@ -47,7 +47,8 @@ def test_the_direction_is_the_top_eigenvector_of_the_fisher_matrix():
         model = lambda x: x @ jnp.asarray(w, dtype) + jnp.asarray(b, dtype)[None]
         keys = jax.random.split(jax.random.key(3), 64)
         found = virtual_direction(keys, model, jnp.asarray(x, dtype), xi, iterations)
-        return jnp.abs(jnp.sum(found * vectors, axis=1, dtype=jnp.float32))
+        found, known = found.astype(jnp.float32), jnp.asarray(vectors, jnp.float32)
+        return jnp.abs(jnp.sum(found * known, axis=1))
 
     five, once, wide, half = jax.jit(
         lambda: (
