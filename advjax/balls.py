@@ -13,16 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from advjax.answers import example_keys, fold_in_each
-from advjax.pytrees import (
-    Array,
-    ArrayLike,
-    Key,
-    Settings,
-    per_example,
-    pytree,
-    replace,
-    static,
-)
+from advjax.pytrees import Array, ArrayLike, Key, Settings, per_example, pytree, replace, static
+from advjax.selection import largest_few
+from advjax.shapes import aligned, over_features, spread
 
 # Passes of the projections' searches, more than any of 2,000 hard cases of up to 150,528 features
 # took (13 and 33). A number, not a test for convergence: that would tie the examples of a batch,
@@ -44,80 +37,16 @@ def check_finite(attack: str, ball: Ball) -> None:
         raise ValueError(f"{attack}: given {ball!r}; expected a finite eps")
 
 
-def _per_example(value: ArrayLike, like: Array) -> Array:
-    """A scalar or ``[B]`` value, shaped to broadcast over ``like [B, ...]``."""
-    value = jnp.asarray(value, like.dtype)
-    return value.reshape(value.shape + (1,) * (like.ndim - value.ndim)) if value.ndim else value
-
-
-def aligned(value: ArrayLike, like: Array) -> Array:
-    """What broadcasts to an image or to a batch of them, to the rank of ``like [B, ...]``."""
-    value = value if isinstance(value, jax.Array) else np.asarray(value)
-    return value.reshape((1,) * (like.ndim - value.ndim) + value.shape) if value.ndim else value
-
-
-def _over_features(x: Array) -> tuple[int, ...]:
-    return tuple(range(1, x.ndim))
-
-
 def _largest(delta: Array) -> Array:
-    return jnp.max(jnp.abs(delta), axis=_over_features(delta), keepdims=True)
+    return jnp.max(jnp.abs(delta), axis=over_features(delta), keepdims=True)
 
 
 def _euclidean(delta: Array) -> Array:
     """L2 norm, ``[B, 1, ...]``, without overflow or underflow of the squares."""
     largest = _largest(delta)
     scaled = delta / jnp.where(largest > 0, largest, 1)
-    axes = _over_features(delta)
+    axes = over_features(delta)
     return largest * jnp.sqrt(jnp.sum(scaled * scaled, axis=axes, keepdims=True))
-
-
-def _largest_bits(scores: Array, n: Array) -> tuple[Array, Array]:
-    """The bits of scores ``[B, D]``, all >= 0, and of the ``n``-th largest, ``[B, 1]``.
-
-    Floats that are not negative have the order of their bits: 31 passes find it exactly, for a
-    tenth of what a sort costs.
-    """
-    bits = jax.lax.bitcast_convert_type(scores.astype(jnp.float32), jnp.int32)
-
-    def refine(j: Array, threshold: Array) -> Array:
-        tried = threshold | (1 << (30 - j))
-        enough = jnp.sum(bits >= tried, axis=1, keepdims=True).astype(n.dtype) >= n
-        return jnp.where(enough, tried, threshold)
-
-    return bits, jax.lax.fori_loop(0, 31, refine, jnp.zeros_like(bits[:, :1]))
-
-
-def _largest_few(scores: Array, k: Array) -> Array:
-    """Bool, ``[B, ...]``: the ``k`` largest of an example's scores, all >= 0; ties by position."""
-    flat = scores.reshape(scores.shape[0], -1)
-    count = lambda chosen: jnp.sum(chosen, axis=1, keepdims=True).astype(k.dtype)
-    k = jnp.broadcast_to(k, (flat.shape[0],) + (1,) * (scores.ndim - 1)).reshape(-1, 1)
-    bits, threshold = _largest_bits(flat, k)
-    above, tied = bits > threshold, bits == threshold
-    left = k - count(above)
-    position = jnp.arange(flat.shape[1], dtype=jnp.int32)[None]
-    high = max(flat.shape[1] - 1, 1).bit_length()
-
-    def extend(j: Array, end: Array) -> Array:
-        tried = end | (1 << (high - 1 - j))
-        return jnp.where(count(tied & (position < tried)) <= left, tried, end)
-
-    end = jax.lax.fori_loop(0, high, extend, jnp.zeros_like(threshold))
-    # The search ends below 2**high: one more may fit.
-    end = jnp.where(count(tied & (position <= end)) <= left, end + 1, end)
-    return (above | (tied & (position < end))).reshape(scores.shape)
-
-
-def signs_of_largest(grad: Array, n: Array) -> Array:
-    """The signs of the ``n [B]`` largest entries, shared out so that they sum to one in size.
-
-    Entries equal to the last of them count too; those that are zero never do.
-    """
-    bits, threshold = _largest_bits(jnp.abs(grad).reshape(grad.shape[0], -1), n[:, None])
-    chosen = (bits >= threshold) & (bits > 0)
-    share = jnp.where(chosen, 1 / jnp.maximum(jnp.sum(chosen, axis=1, keepdims=True), 1), 0)
-    return jnp.sign(grad) * share.reshape(grad.shape).astype(grad.dtype)
 
 
 @pytree
@@ -224,7 +153,7 @@ class Ball(Settings, abc.ABC):
 
     def free(self, x: Array) -> Array:
         """``[B]`` number of features that may change."""
-        return jnp.sum(self.masked(jnp.ones_like(x)), axis=_over_features(x))
+        return jnp.sum(self.masked(jnp.ones_like(x)), axis=over_features(x))
 
 
 @pytree
@@ -233,14 +162,12 @@ class Linf(Ball):
 
     def sample(self, key: Key, x: Array) -> Array:
         draw = lambda k: jax.random.uniform(k, x.shape[1:], x.dtype, -1, 1)
-        return self.masked(
-            jax.vmap(draw)(example_keys(key, x.shape[0])) * _per_example(self.eps, x)
-        )
+        return self.masked(jax.vmap(draw)(example_keys(key, x.shape[0])) * spread(self.eps, x))
 
     def project(
         self, delta: Array, lower: ArrayLike = -jnp.inf, upper: ArrayLike = jnp.inf
     ) -> Array:
-        eps = _per_example(self.eps, delta)
+        eps = spread(self.eps, delta)
         return self.masked(jnp.clip(delta, jnp.maximum(-eps, lower), jnp.minimum(eps, upper)))
 
     def steepest(self, grad: Array, x: Array | None = None) -> Array:
@@ -262,10 +189,10 @@ class L2(Ball):
         )
         uniform = jax.vmap(lambda k: jax.random.uniform(k, (), x.dtype))(fold_in_each(keys, 1))
         # The volume grows as radius^d, so radius = u^(1/d) is uniform in the ball.
-        radius = _per_example(uniform ** (1 / jnp.maximum(self.free(x), 1)), x)
+        radius = spread(uniform ** (1 / jnp.maximum(self.free(x), 1)), x)
         direction = self.masked(normal)
         length = _euclidean(direction)
-        return _per_example(self.eps, x) * radius * direction / jnp.where(length > 0, length, 1)
+        return spread(self.eps, x) * radius * direction / jnp.where(length > 0, length, 1)
 
     def project(
         self, delta: Array, lower: ArrayLike = -jnp.inf, upper: ArrayLike = jnp.inf
@@ -277,7 +204,7 @@ class L2(Ball):
         ball).
         """
         delta = self.masked(delta)
-        axes, eps, largest = _over_features(delta), _per_example(self.eps, delta), _largest(delta)
+        axes, eps, largest = over_features(delta), spread(self.eps, delta), _largest(delta)
         unit = delta / jnp.where(largest > 0, largest, 1)
         total = lambda values: jnp.sum(values, axis=axes, keepdims=True)
 
@@ -329,8 +256,8 @@ class L1(Ball):
         slack = jax.vmap(lambda k: jax.random.exponential(k, (), x.dtype))(fold_in_each(keys, 1))
         delta = self.masked(laplace)
         # d exponentials and one more, divided by their sum, are uniform in the simplex's interior.
-        total = _per_example(self.size(delta) + slack, x)
-        return _per_example(self.eps, x) * delta / jnp.where(total > 0, total, 1)
+        total = spread(self.size(delta) + slack, x)
+        return spread(self.eps, x) * delta / jnp.where(total > 0, total, 1)
 
     def project(
         self, delta: Array, lower: ArrayLike = -jnp.inf, upper: ArrayLike = jnp.inf
@@ -341,8 +268,8 @@ class L1(Ball):
         bracket's middle, ends on the right piece, where Newton's step is exact.
         """
         delta = self.masked(delta)
-        axes, magnitude = _over_features(delta), jnp.abs(delta)
-        eps = _per_example(self.eps, delta)
+        axes, magnitude = over_features(delta), jnp.abs(delta)
+        eps = spread(self.eps, delta)
         room = jnp.where(delta > 0, upper, -jnp.asarray(lower))
         total = lambda values: jnp.sum(values, axis=axes, keepdims=True)
         excess_at = lambda t: total(jnp.clip(magnitude - t, 0, room)) - eps
@@ -381,7 +308,7 @@ class L1(Ball):
         return jnp.sign(grad) * weight.astype(grad.dtype)
 
     def size(self, delta: Array) -> Array:
-        return jnp.sum(jnp.abs(delta), axis=_over_features(delta))
+        return jnp.sum(jnp.abs(delta), axis=over_features(delta))
 
 
 @pytree
@@ -396,7 +323,7 @@ class L0(Ball):
         keys = example_keys(key, x.shape[0])
         uniform = lambda k: jax.random.uniform(k, x.shape[1:], x.dtype)
         scores = self.masked(jax.vmap(uniform)(fold_in_each(keys, 0)))
-        chosen = _largest_few(scores, jnp.floor(_per_example(self.eps, x))) & (scores > 0)
+        chosen = largest_few(scores, jnp.floor(spread(self.eps, x))) & (scores > 0)
         lower, upper = self.box(x)
         value = lower + jax.vmap(uniform)(fold_in_each(keys, 1)) * (upper - lower)
         return jnp.where(chosen, value - x, 0).astype(x.dtype)
@@ -407,7 +334,7 @@ class L0(Ball):
         delta = self.masked(delta)
         cut = jnp.clip(delta, lower, upper)
         gain = delta**2 - (delta - cut) ** 2  # what changing the feature brings nearer
-        chosen = _largest_few(gain, jnp.floor(_per_example(self.eps, delta)))
+        chosen = largest_few(gain, jnp.floor(spread(self.eps, delta)))
         return jnp.where(chosen, cut, 0)
 
     def steepest(self, grad: Array, x: Array | None = None) -> Array:
@@ -418,4 +345,4 @@ class L0(Ball):
         return grad / jnp.where(largest > 0, largest, 1)
 
     def size(self, delta: Array) -> Array:
-        return jnp.sum(delta != 0, axis=_over_features(delta)).astype(delta.dtype)
+        return jnp.sum(delta != 0, axis=over_features(delta)).astype(delta.dtype)

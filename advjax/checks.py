@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from advjax.answers import example_keys, is_stochastic
-from advjax.balls import aligned
 from advjax.pytrees import Array, ArrayLike
+from advjax.shapes import aligned
 
 # Un-normalising or storing images as float16 leaves them a few ulp outside the box.
 _TOLERANCE = 1e-5

@@ -225,9 +225,14 @@ class Record:
     zero_gradient: Array
 
 
+def device_loop(n: int, body: Callable[[Any, Any], Any], state: Any) -> Any:
+    """``lax.fori_loop``: one program on the device, nothing goes back to the host."""
+    return jax.lax.fori_loop(0, n, body, state)
+
+
 def auto_loop(n: int, body: Callable[[Any, Any], Any], state: Any) -> Any:
     """``host_loop`` on a CPU outside a trace, ``device_loop`` elsewhere."""
-    return jax.lax.fori_loop(0, n, body, state)
+    return device_loop(n, body, state)
 
 
 class Attack(Settings, abc.ABC):

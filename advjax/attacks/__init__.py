@@ -16,7 +16,6 @@ from advjax.attacks.compose import WorstOf as WorstOf
 from advjax.attacks.compose import every_target as every_target
 from advjax.attacks.compose import least_likely_target as least_likely_target
 from advjax.attacks.compose import random_target as random_target
-from advjax.attacks.core.driver import device_loop as device_loop
 from advjax.attacks.core.driver import host_loop as host_loop
 from advjax.attacks.core.oracle import Labels as Labels
 from advjax.attacks.core.oracle import Scores as Scores
@@ -57,5 +56,6 @@ from advjax.attacks.universal import train_universal as train_universal
 from advjax.attacks.universal import train_universal_deepfool as train_universal_deepfool
 from advjax.types import Attack as Attack
 from advjax.types import auto_loop as auto_loop
+from advjax.types import device_loop as device_loop
 
 _faces.declare(__name__)

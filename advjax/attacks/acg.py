@@ -11,11 +11,11 @@ from advjax.arguments import check_ball, check_count, check_loss
 from advjax.attacks.core.checkpoints import Checkpoints
 from advjax.attacks.core.driver import Iterative
 from advjax.attacks.core.judging import Judgement, Strongest, Tally, ask, ask_with_gradient
-from advjax.attacks.core.rows import only, row, spread, vanished, widen
 from advjax.balls import L2, Ball, Linf
 from advjax.goals import Misclassify
 from advjax.losses import margin
 from advjax.pytrees import Array, Key, driver_only, pytree, replace, static
+from advjax.shapes import only, over_features, row, spread, vanished, widen
 from advjax.types import Goal, LossFn, Model
 
 _START = 0  # what a key is folded with to draw the start; a draw of the model at step i uses i + 1
@@ -190,7 +190,7 @@ def hestenes_stiefel(grad: Array, before: Array, direction: Array) -> Array:
     direction is lost in rounding: after a step back to the iterate before, it is zero by
     construction. Arguments as for ``conjugate``.
     """
-    axes, change = tuple(range(1, grad.ndim)), before - grad
+    axes, change = over_features(grad), before - grad
     dot = lambda a, b: jnp.sum(a * b, axis=axes)
     size = lambda v: jnp.sqrt(dot(v, v))
     along = dot(direction, change)
@@ -201,6 +201,6 @@ def hestenes_stiefel(grad: Array, before: Array, direction: Array) -> Array:
 
 def _scaled(v: Array) -> tuple[Array, Array]:
     """``v [B, ...]`` with its largest entry one, and what it was divided by, ``[B, 1, ...]``."""
-    largest = jnp.max(jnp.abs(v), axis=tuple(range(1, v.ndim)), keepdims=True)
+    largest = jnp.max(jnp.abs(v), axis=over_features(v), keepdims=True)
     unit = jnp.where(largest > 0, largest, 1)
     return v / unit, unit

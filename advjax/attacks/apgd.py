@@ -12,20 +12,14 @@ from advjax.arguments import check_ball, check_count, check_goal, check_loss, ch
 from advjax.attacks.core.boundaries import of_rank
 from advjax.attacks.core.checkpoints import Checkpoints
 from advjax.attacks.core.driver import Iterative
-from advjax.attacks.core.judging import (
-    Judgement,
-    Strongest,
-    Tally,
-    ask,
-    ask_with_gradient,
-    judge,
-)
+from advjax.attacks.core.judging import Judgement, Strongest, Tally, ask, ask_with_gradient, judge
 from advjax.attacks.core.minimal import at_distance
-from advjax.attacks.core.rows import row, vanished, widen
-from advjax.balls import L0, L1, L2, Ball, Linf, signs_of_largest
+from advjax.balls import L0, L1, L2, Ball, Linf
 from advjax.goals import Misclassify
 from advjax.losses import cross_entropy, targeted_dlr
 from advjax.pytrees import Array, ArrayLike, Key, driver_only, per_example, pytree, replace, static
+from advjax.selection import signs_of_largest
+from advjax.shapes import row, vanished, widen
 from advjax.types import Goal, LossFn, Model
 
 # What a key is folded with for the start and for a randomised model's answers; _STEP + i at step i.

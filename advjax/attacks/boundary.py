@@ -12,10 +12,10 @@ from advjax.arguments import check_ball, check_count, check_number
 from advjax.attacks.core.judging import Tally
 from advjax.attacks.core.minimal import Closest, KeepsClosest, free_pixels
 from advjax.attacks.core.oracle import Labels
-from advjax.attacks.core.rows import only, row, widen
 from advjax.balls import L2, Ball
 from advjax.goals import Misclassify
 from advjax.pytrees import Array, ArrayLike, Key, per_example, pytree, replace, static
+from advjax.shapes import only, over_features, row, widen
 from advjax.types import Goal, Model
 
 _MODEL = 2**31 - 1  # what a key is folded with for a randomised model; no query's number
@@ -241,7 +241,7 @@ class Boundary(Decision):
         normal = jnp.where(free_pixels(self.ball, x), normal, 0)
         offset = state.closest.image - x
         distance = jnp.where(state.closest.found, state.closest.distance, 0)
-        features = tuple(range(1, x.ndim))
+        features = over_features(x)
         unit = offset / widen(jnp.where(distance > 0, distance, 1), x)
         normal -= unit * jnp.sum(normal * unit, axis=features, keepdims=True)
         length = size(normal)

@@ -6,18 +6,11 @@ import jax.numpy as jnp
 
 from advjax.answers import fold_if_any
 from advjax.arguments import check_ball, check_count
-from advjax.attacks.core.penalty import (
-    ConstantSearch,
-    Descent,
-    Penalty,
-    PenaltyState,
-    Seen,
-    over_features,
-)
-from advjax.attacks.core.rows import row
+from advjax.attacks.core.penalty import ConstantSearch, Descent, Penalty, PenaltyState, Seen
 from advjax.balls import L2, Ball
 from advjax.goals import Misclassify
 from advjax.pytrees import Array, ArrayLike, driver_only, per_example, pytree, static
+from advjax.shapes import over_features, row
 from advjax.types import Goal, Model
 
 

@@ -9,18 +9,11 @@ import jax.numpy as jnp
 
 from advjax.answers import fold_if_any
 from advjax.arguments import check_ball, check_count
-from advjax.attacks.core.penalty import (
-    Descent,
-    Penalty,
-    PenaltyState,
-    Progress,
-    Seen,
-    over_features,
-)
-from advjax.attacks.core.rows import row, widen
+from advjax.attacks.core.penalty import Descent, Penalty, PenaltyState, Progress, Seen
 from advjax.balls import L0, Ball
 from advjax.goals import Misclassify
 from advjax.pytrees import Array, ArrayLike, driver_only, per_example, pytree, replace, static
+from advjax.shapes import over_features, row, widen
 from advjax.types import Goal, Model
 
 _SAME = 1e-4  # a smaller change of a pixel counts as none when the next ones are frozen

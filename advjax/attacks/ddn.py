@@ -8,11 +8,11 @@ import jax.numpy as jnp
 from advjax.answers import fold_in_each
 from advjax.arguments import check_ball, check_count, check_number, check_share
 from advjax.attacks.core.minimal import MinimumNorm, SearchState, farthest
-from advjax.attacks.core.rows import row, vanished, widen
 from advjax.balls import L2, Ball
 from advjax.goals import Misclassify
 from advjax.losses import cross_entropy
 from advjax.pytrees import Array, ArrayLike, Key, driver_only, per_example, pytree, replace, static
+from advjax.shapes import row, vanished, widen
 from advjax.types import Goal, LossFn, Model
 
 _NOISE = 2**30  # what a key is folded with, plus i, to draw the noise of step i; a model's: i + 1

@@ -11,11 +11,12 @@ from advjax.arguments import check_ball, check_count, check_goal
 from advjax.attacks.core.boundaries import answer, by_logit, differentiated, nearest_plane, sides
 from advjax.attacks.core.driver import Iterative
 from advjax.attacks.core.judging import Tally
-from advjax.attacks.core.rows import close_size, widen
+from advjax.attacks.core.rows import close_size
 from advjax.balls import L2, Ball, Linf
 from advjax.goals import Misclassify, Target
 from advjax.losses import margin
 from advjax.pytrees import Array, ArrayLike, Key, driver_only, pytree, replace, static
+from advjax.shapes import widen
 from advjax.types import Goal, Model
 
 _ROUNDING = 1e-6  # of the largest logit

@@ -9,18 +9,12 @@ import jax.numpy as jnp
 from advjax.answers import fold_if_any
 from advjax.arguments import check_ball, check_count
 from advjax.attacks.core.judging import ask
-from advjax.attacks.core.penalty import (
-    ConstantSearch,
-    Penalty,
-    PenaltyState,
-    Seen,
-    over_features,
-)
-from advjax.attacks.core.rows import row, widen
+from advjax.attacks.core.penalty import ConstantSearch, Penalty, PenaltyState, Seen
 from advjax.balls import L1, Ball
 from advjax.goals import Misclassify
 from advjax.losses import margin
 from advjax.pytrees import Array, ArrayLike, driver_only, per_example, pytree, static
+from advjax.shapes import over_features, row, widen
 from advjax.types import Goal, Model
 
 

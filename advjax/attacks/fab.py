@@ -20,10 +20,10 @@ from advjax.attacks.core.boundaries import (
 )
 from advjax.attacks.core.judging import Judgement, Tally
 from advjax.attacks.core.minimal import Closest, KeepsClosest, at_distance
-from advjax.attacks.core.rows import widen
 from advjax.balls import L1, L2, Ball, Linf, check_finite
 from advjax.goals import Misclassify, Target
 from advjax.pytrees import Array, ArrayLike, Key, driver_only, per_example, pytree, replace, static
+from advjax.shapes import widen
 from advjax.types import Goal, Model
 
 # Passes of the searches, the same for every example: a test for convergence would tie the examples

@@ -10,12 +10,12 @@ from advjax.arguments import check_count, check_number, check_pictures, check_un
 from advjax.attacks.core.judging import Judgement, ask
 from advjax.attacks.core.minimal import KeepsClosest, SearchState
 from advjax.attacks.core.penalty import Adam
-from advjax.attacks.core.rows import only, spread, vanished, widen
 from advjax.attacks.spatial import bilinear, pixel_positions
 from advjax.balls import L2, Ball
 from advjax.goals import Misclassify
 from advjax.losses import margin
 from advjax.pytrees import Array, ArrayLike, Key, driver_only, per_example, pytree, replace
+from advjax.shapes import only, spread, vanished, widen
 from advjax.types import Goal, Model
 
 

@@ -6,10 +6,10 @@ import jax.numpy as jnp
 
 from advjax.arguments import check_count, check_number, check_share
 from advjax.attacks.core.minimal import MinimumNorm, SearchState, farthest
-from advjax.attacks.core.rows import row, vanished, widen
 from advjax.balls import L0, L1, L2, Ball, Linf
 from advjax.goals import Misclassify
 from advjax.pytrees import Array, ArrayLike, Key, driver_only, pytree, replace
+from advjax.shapes import row, vanished, widen
 from advjax.types import Goal, Model
 
 _FAR = 1e4  # pixel units: so far that only ball and box decide where a projection lands

@@ -13,10 +13,10 @@ from advjax.attacks.boundary import _MODEL, Decision, first_start
 from advjax.attacks.core.judging import Tally
 from advjax.attacks.core.minimal import Closest, free_pixels
 from advjax.attacks.core.oracle import Labels
-from advjax.attacks.core.rows import only, row, widen
 from advjax.balls import L2, Ball, Linf
 from advjax.goals import Misclassify
 from advjax.pytrees import Array, ArrayLike, Key, per_example, pytree, replace, static
+from advjax.shapes import only, row, widen
 from advjax.types import Goal, Model
 
 _MOST_BISECTIONS = 23  # then the interval is at float32's resolution

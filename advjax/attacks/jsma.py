@@ -16,13 +16,13 @@ from advjax.arguments import check_ball, check_count, check_goal, check_number
 from advjax.attacks.core.boundaries import of_rank
 from advjax.attacks.core.driver import Iterative
 from advjax.attacks.core.judging import Tally, judge
-from advjax.attacks.core.rows import widen
 from advjax.attacks.core.wrap import Wrapper
 from advjax.balls import L0, concrete
 from advjax.checks import is_traced
 from advjax.goals import Misclassify, Target, Undetected
 from advjax.losses import margin
 from advjax.pytrees import Array, ArrayLike, Key, driver_only, per_example, pytree, replace, static
+from advjax.shapes import widen
 from advjax.types import Attack, Goal, Loop, LossFn, Model, Record, auto_loop
 
 _UPSILON = 0.145  # the paper's: 112 of MNIST's 784 features

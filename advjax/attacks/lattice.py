@@ -13,9 +13,9 @@ from advjax.answers import example_keys, fold_in_each
 from advjax.arguments import check_count
 from advjax.attacks.compose import EOT, Restarts, Targeted, Wrapper
 from advjax.attacks.core.judging import Tally, ask, ask_with_gradient, outcome
-from advjax.attacks.core.rows import vanished, widen
 from advjax.balls import Linf
 from advjax.pytrees import Array, Key, pytree, replace, static, without_driver_fields
+from advjax.shapes import vanished, widen
 from advjax.types import Attack, Loop, Model, Record, auto_loop
 
 _LATTICE = 2**32 - 2  # what keys are folded with here; no run of an attack uses it

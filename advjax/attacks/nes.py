@@ -14,11 +14,11 @@ from advjax.attacks.core.driver import Iterative
 from advjax.attacks.core.judging import Judgement, Tally, ask
 from advjax.attacks.core.minimal import free_pixels
 from advjax.attacks.core.oracle import Scores
-from advjax.attacks.core.rows import only, row, spread, vanished, widen
 from advjax.balls import Ball
 from advjax.goals import Misclassify
 from advjax.losses import cross_entropy
 from advjax.pytrees import Array, ArrayLike, Key, per_example, pytree, replace, static
+from advjax.shapes import only, row, spread, vanished, widen
 from advjax.types import Goal, LossFn, Model
 
 _MODEL = 2**31 - 1  # what a key is folded with for a randomised model; no step's number

@@ -13,11 +13,11 @@ from advjax.attacks.core.driver import Iterative
 from advjax.attacks.core.judging import Tally, ask
 from advjax.attacks.core.minimal import free_pixels
 from advjax.attacks.core.oracle import Scores
-from advjax.attacks.core.rows import widen
 from advjax.balls import L0
 from advjax.goals import Misclassify
 from advjax.losses import cross_entropy
 from advjax.pytrees import Array, ArrayLike, Key, driver_only, pytree, replace, static
+from advjax.shapes import widen
 from advjax.types import Goal, LossFn, Model
 
 _CLEAN = 2**31  # what keys are folded with beside the generations' numbers

@@ -11,12 +11,12 @@ import jax.numpy as jnp
 from advjax.answers import draws_of, fold_if_any
 from advjax.arguments import check_ball, check_count, check_goal
 from advjax.attacks.core.judging import Judgement, judge
-from advjax.attacks.core.penalty import Adam, Penalty, PenaltyState, Seen, over_features
-from advjax.attacks.core.rows import row, widen
+from advjax.attacks.core.penalty import Adam, Penalty, PenaltyState, Seen
 from advjax.balls import L1, L2, Ball, Linf
 from advjax.goals import Misclassify, Target
 from advjax.losses import cross_entropy, margin
 from advjax.pytrees import Array, ArrayLike, Key, driver_only, per_example, pytree, replace, static
+from advjax.shapes import over_features, row, widen
 from advjax.types import Goal, Model
 
 # Two means and a maximum differ much in strength. These shape the change of 8x8 and 28x28 digits; a

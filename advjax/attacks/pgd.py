@@ -11,11 +11,11 @@ from advjax.answers import example_keys, fold_if_any, fold_in_each, is_stochasti
 from advjax.arguments import check_ball, check_count, check_loss, check_number
 from advjax.attacks.core.driver import Iterative
 from advjax.attacks.core.judging import Judgement, Strongest, Tally, ask, ask_with_gradient
-from advjax.attacks.core.rows import spread, vanished
 from advjax.balls import L0, Ball
 from advjax.goals import Misclassify
 from advjax.losses import cross_entropy
 from advjax.pytrees import Array, ArrayLike, Key, driver_only, per_example, pytree, replace, static
+from advjax.shapes import over_features, spread, vanished
 from advjax.types import Goal, LossFn, Model
 
 _START = 0  # what a key is folded with to draw the start; a draw of the model at step i uses i + 1
@@ -101,7 +101,7 @@ class PGD(Iterative):
         state = self._keep_best(state, judged, i)
         lost, velocity = vanished(grad), state.velocity
         if velocity is not None:
-            features = tuple(range(1, x.ndim))
+            features = over_features(x)
             mean = jnp.mean(jnp.abs(grad), axis=features, keepdims=True)
             velocity = jnp.asarray(self.momentum) * velocity + grad / jnp.where(mean > 0, mean, 1)
             grad = velocity

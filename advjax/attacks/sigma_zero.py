@@ -8,10 +8,10 @@ import numpy as np
 from advjax.arguments import check_ball, check_count, check_number
 from advjax.attacks.core.minimal import MinimumNorm, SearchState
 from advjax.attacks.core.penalty import Adam
-from advjax.attacks.core.rows import row, vanished, widen
 from advjax.balls import L0, Ball
 from advjax.goals import Misclassify
 from advjax.pytrees import Array, ArrayLike, Key, driver_only, pytree, replace
+from advjax.shapes import row, vanished, widen
 from advjax.types import Goal, Model
 
 

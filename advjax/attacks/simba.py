@@ -13,11 +13,11 @@ from advjax.attacks.core.driver import Iterative
 from advjax.attacks.core.judging import Judgement, Tally, ask
 from advjax.attacks.core.minimal import free_pixels
 from advjax.attacks.core.oracle import Scores
-from advjax.attacks.core.rows import only, spread, widen
 from advjax.balls import Ball
 from advjax.goals import Misclassify
 from advjax.losses import cross_entropy
 from advjax.pytrees import Array, ArrayLike, Key, per_example, pytree, replace, static
+from advjax.shapes import only, over_features, spread, widen
 from advjax.types import Goal, LossFn, Model
 
 _ORDER, _MODEL = 0, 1  # what a key is folded with
@@ -134,7 +134,7 @@ class SimBA(Iterative):
 
     def _undone(self, move: Array) -> Array:
         """``[B]``: the box and the ball left (but for rounding) nothing of a step."""
-        square = jnp.sum(jnp.square(move), axis=tuple(range(1, move.ndim)))
+        square = jnp.sum(jnp.square(move), axis=over_features(move))
         return square <= (1e-3 * jnp.asarray(self.step_size, move.dtype)) ** 2
 
     def live(self, state: _State) -> Array:

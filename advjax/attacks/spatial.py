@@ -14,11 +14,11 @@ from advjax.arguments import check_count, check_pictures, check_unbounded
 from advjax.attacks.core.driver import Iterative
 from advjax.attacks.core.judging import Tally, ask
 from advjax.attacks.core.oracle import Scores
-from advjax.attacks.core.rows import row, widen
 from advjax.balls import L2, Ball, concrete
 from advjax.goals import Misclassify
 from advjax.losses import cross_entropy
 from advjax.pytrees import Array, ArrayLike, Key, driver_only, per_example, pytree, replace, static
+from advjax.shapes import row, widen
 from advjax.types import Goal, LossFn, Model
 
 

@@ -8,12 +8,12 @@ import optax
 
 from advjax.arguments import check_number
 from advjax.attacks.core.judging import Tally
-from advjax.attacks.core.rows import spread
 from advjax.attacks.nes import Probed
 from advjax.balls import Ball
 from advjax.goals import Misclassify
 from advjax.losses import margin
 from advjax.pytrees import Array, ArrayLike, Key, per_example, pytree, replace, static
+from advjax.shapes import spread
 from advjax.types import Goal, LossFn, Model
 
 _ADAM = optax.scale_by_adam()

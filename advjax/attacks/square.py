@@ -13,10 +13,10 @@ from advjax.arguments import check_ball, check_count, check_pictures
 from advjax.attacks.core.driver import Iterative
 from advjax.attacks.core.judging import Judgement, Tally, ask
 from advjax.attacks.core.oracle import Scores
-from advjax.attacks.core.rows import spread, widen
 from advjax.balls import L1, L2, Ball, Linf, concrete
 from advjax.goals import Misclassify
 from advjax.pytrees import Array, ArrayLike, Key, driver_only, pytree, replace, static
+from advjax.shapes import spread, widen
 from advjax.types import Goal, Model
 
 # The windows' share of the image halves after each of these steps, of 10,000.

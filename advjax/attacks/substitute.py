@@ -15,10 +15,10 @@ import numpy as np
 from advjax.answers import answer_of, as_model, example_keys
 from advjax.arguments import check_count
 from advjax.attacks.core.oracle import Labels
-from advjax.balls import aligned
 from advjax.checks import check_images, classes_of
 from advjax.losses import cross_entropy
 from advjax.pytrees import Array, ArrayLike, Key, pytree
+from advjax.shapes import aligned
 
 _INIT, _TRAIN, _CHOOSE, _ASK = range(4)  # what the key of a substitute is folded with
 

@@ -11,11 +11,11 @@ from advjax.answers import example_keys, fold_in_each, is_stochastic
 from advjax.arguments import check_ball, check_count, check_number
 from advjax.attacks.core.driver import Iterative
 from advjax.attacks.core.judging import Judgement, Tally, ask
-from advjax.attacks.core.rows import spread, vanished
-from advjax.balls import Ball, aligned, concrete
+from advjax.balls import Ball, concrete
 from advjax.goals import Misclassify
 from advjax.losses import cross_entropy
 from advjax.pytrees import Array, ArrayLike, Key, driver_only, per_example, pytree, replace, static
+from advjax.shapes import aligned, over_features, spread, vanished
 from advjax.types import Goal, LossFn, Model
 
 
@@ -205,7 +205,7 @@ class TransferFGSM(Iterative):
         ahead = step_size * momentum * state.velocity if self.nesterov else 0
         grad, judged = jax.grad(objective, has_aux=True)(state.x_adv + ahead)
         grad = jnp.where(jnp.isfinite(grad), grad, 0)
-        features = tuple(range(1, x.ndim))
+        features = over_features(x)
         lost = vanished(grad)
         if self.kernel is not None:
             grad = smoothed(grad, self.kernel)

@@ -13,10 +13,10 @@ from advjax.answers import as_model, example_keys, fold_in_each
 from advjax.attacks.compose import Targeted
 from advjax.attacks.core.judging import ask
 from advjax.attacks.core.wrap import Wrapper
-from advjax.balls import aligned
 from advjax.checks import classes_of
 from advjax.losses import cross_entropy
 from advjax.pytrees import Array, ArrayLike, Key, pytree, replace, static
+from advjax.shapes import aligned
 from advjax.types import Attack, Goal, Loop, LossFn, Model, Record, auto_loop
 
 _JUDGE = 2**32 - 4  # what a key is folded with to judge on the target; no attack uses it

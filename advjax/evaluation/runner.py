@@ -23,6 +23,7 @@ from advjax.evaluation.result import AttackResult
 from advjax.evaluation.tally import Tally
 from advjax.goals import Misclassify
 from advjax.pytrees import replace
+from advjax.shapes import over_features
 from advjax.types import Attack
 
 Progress = Callable[[str, int, int], None]
@@ -80,7 +81,7 @@ def _prepare(x: Any, ids: jax.Array, roots: tuple[jax.Array, ...]) -> tuple[jax.
 def feasible(ball: Ball | None, x: jax.Array, x_adv: jax.Array) -> jax.Array:
     """``[B]`` bool: every pixel is a number inside [0, 1], and the change is inside the ball."""
     inside = (x_adv >= -_TOLERANCE) & (x_adv <= 1 + _TOLERANCE)  # NaN fails both
-    valid = jnp.all(inside, axis=tuple(range(1, x.ndim)))
+    valid = jnp.all(inside, axis=over_features(x))
     if ball is None:
         return valid
     return valid & (ball.size(x_adv - x) <= ball.eps * (1 + _SLACK) + _TOLERANCE)

@@ -23,8 +23,8 @@ from advjax.answers import fold_in_each
 from advjax.attacks.core import driver, threads
 from advjax.attacks.core.driver import Iterative
 from advjax.attacks.core.judging import Tally, ask, ask_with_gradient
-from advjax.attacks.core.rows import widen
 from advjax.pytrees import Array, driver_only, replace
+from advjax.shapes import widen
 
 
 @pytree

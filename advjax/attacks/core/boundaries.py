@@ -9,10 +9,10 @@ import jax.numpy as jnp
 
 from advjax.answers import draws_of
 from advjax.attacks.core.judging import Judgement, judge
-from advjax.attacks.core.rows import widen
 from advjax.balls import L1, Ball, Linf
 from advjax.losses import margin
 from advjax.pytrees import Array, ArrayLike, Key, pytree
+from advjax.shapes import widen
 from advjax.types import Goal, Model
 
 _TOGETHER = 192  # gradients at a time on a CPU, whose cache holds no more of a small network's

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import jax.numpy as jnp
 
-from advjax.attacks.core.rows import row
 from advjax.pytrees import Array, pytree, replace
+from advjax.shapes import row
 
 
 @pytree

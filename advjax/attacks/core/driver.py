@@ -18,7 +18,7 @@ from advjax.attacks.core.threads import in_parts
 from advjax.balls import Ball
 from advjax.checks import is_traced, warn_probabilities
 from advjax.pytrees import Array, ArrayLike, Key, replace, without_driver_fields
-from advjax.types import Attack, Goal, Loop, LossFn, Model, Record, auto_loop
+from advjax.types import Attack, Goal, Loop, LossFn, Model, Record, auto_loop, device_loop
 
 Body = Callable[[Any, Any], Any]
 
@@ -29,11 +29,6 @@ def host_loop(n: int, body: Body, state: Any) -> Any:
     for i in range(n):
         state = body(np.int32(i), state)
     return state
-
-
-def device_loop(n: int, body: Body, state: Any) -> Any:
-    """``lax.fori_loop``: one program on the device, nothing goes back to the host."""
-    return jax.lax.fori_loop(0, n, body, state)
 
 
 class Iterative(Attack):

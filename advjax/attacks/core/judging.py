@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 
 from advjax.answers import draws_of
-from advjax.attacks.core.rows import row, widen
 from advjax.checks import looks_like_probabilities
 from advjax.pytrees import Array, ArrayLike, Key, pytree, replace
+from advjax.shapes import row, widen
 from advjax.types import Attack, Goal, LossFn, Model, Record
 
 FINAL = 2**32 - 5  # what a key is folded with for the last judgement; no step of an attack uses it

@@ -10,9 +10,9 @@ import jax.numpy as jnp
 from advjax.answers import example_keys, fold_if_any, is_stochastic
 from advjax.attacks.core.driver import Iterative
 from advjax.attacks.core.judging import Judgement, Tally, ask_with_gradient
-from advjax.attacks.core.rows import row, widen
 from advjax.balls import Ball, Linf
 from advjax.pytrees import Array, ArrayLike, Key, pytree, replace
+from advjax.shapes import row, widen
 from advjax.types import Model
 
 

@@ -12,19 +12,15 @@ import numpy as np
 from advjax.arguments import check_goal, check_number
 from advjax.attacks.core.judging import Judgement, ask_with_gradient
 from advjax.attacks.core.minimal import KeepsClosest, SearchState
-from advjax.attacks.core.rows import only, row, vanished, widen
 from advjax.balls import Ball
 from advjax.losses import margin
 from advjax.pytrees import Array, ArrayLike, Key, pytree, replace
+from advjax.shapes import only, over_features, row, vanished, widen
 from advjax.types import Model
 
 _GOLDEN = (5**0.5 - 1) / 2
 _LARGEST = 1e10  # of c; beyond it, bisecting or not, the distance counts for nothing
 _LEAST_LOOK = 20  # iterations: an objective that oscillates may not have fallen after ten
-
-
-def over_features(x: Array) -> tuple[int, ...]:
-    return tuple(range(1, x.ndim))
 
 
 @pytree

@@ -40,7 +40,7 @@ class Scheduled(Objective):
         return replace(self, attack=attack, eps_schedule=None)  # type: ignore[type-var]
 
     def threat(self) -> Any:
-        return getattr(self.attack, "ball", None)
+        return self.attack.ball
 
 
 class Around(Objective):

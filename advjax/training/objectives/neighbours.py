@@ -10,9 +10,10 @@ import jax.numpy as jnp
 
 from advjax.answers import fold_in_each
 from advjax.arguments import check_count, check_number
-from advjax.balls import L1, L2, Linf, aligned
+from advjax.balls import L1, L2, Linf
 from advjax.losses import cross_entropy
 from advjax.pytrees import Array, ArrayLike, pytree, static
+from advjax.shapes import aligned, over_features
 from advjax.training.objectives._shared import accuracies, both_passes, frozen
 from advjax.types import DROPOUT, NOISE, Aux, Net, Objective
 
@@ -32,7 +33,7 @@ def maximize_within_unit_norm(grad: Array, norm: Norm) -> Array:
       grad: ``[B, ...]``, finite.
       norm: of the step.
     """
-    axes = tuple(range(1, grad.ndim))
+    axes = over_features(grad)
     if norm == "infinity":
         return jnp.sign(grad)
     if norm == "l2":

@@ -12,6 +12,7 @@ from advjax.answers import fold_in_each
 from advjax.arguments import check_count, check_number
 from advjax.losses import cross_entropy, kl_divergence
 from advjax.pytrees import Array, ArrayLike, Key, pytree, replace, static
+from advjax.shapes import over_features
 from advjax.training.objectives._shared import accuracy
 from advjax.types import NOISE, Aux, Net, Objective
 
@@ -25,7 +26,7 @@ def _unit(d: Array) -> Array:
     Divided by the largest entry first, with the authors' 1e-12 and 1e-6 against dividing by zero:
     the squares of a gradient of size 1e-8 do not fit float32's range.
     """
-    axes = tuple(range(1, d.ndim))
+    axes = over_features(d)
     d = d / (1e-12 + jnp.max(jnp.abs(d), axis=axes, keepdims=True))
     return d / jnp.sqrt(1e-6 + jnp.sum(d**2, axis=axes, keepdims=True))
 
