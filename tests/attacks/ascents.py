@@ -124,3 +124,16 @@ def best_score(ball, gain, room):
         t = (low + high) / 2
         low, high = (t, high) if np.linalg.norm(np.minimum(room, t * gain)) < ball.eps else (low, t)
     return (gain * np.minimum(room, low * gain)).sum()
+
+
+def trajectory(attack, key, model, x, y):
+    """Iterates ``[B, 101, ...]`` of 100 steps in double precision; step sizes ``[B, 100]``."""
+    model, x = jax.tree.map(lambda v: jnp.asarray(v, jnp.float64), (model, x))
+    step = jax.jit(lambda i, state: attack.step(i, state, model, x, y))
+    state = jax.jit(attack.init)(key, model, x, y, jnp.int32(100))
+    images, sizes = [state.x_adv], []
+    for i in range(100):
+        state = step(np.int32(i), state)
+        images.append(state.x_adv)
+        sizes.append(attack.ball.eps * state.schedule.step_size)
+    return np.stack(images, 1), np.stack(sizes, 1)

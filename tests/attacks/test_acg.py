@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from ascents import best_score, log_loss, published, score, sines
+from ascents import best_score, log_loss, published, score, sines, trajectory
 
 from advjax import L1, L2, Linf, Target, cross_entropy, margin, replace
 from advjax.attacks import acg
@@ -86,19 +86,12 @@ def test_iterates_and_step_sizes_are_the_published_ones(
         monkeypatch.setattr(acg, "hestenes_stiefel", lambda grad, *_: jnp.zeros(len(grad)))
     model, x, y, loss_and_grad = network
     with jax.enable_x64():
-        model, x = jax.tree.map(lambda v: jnp.asarray(v, jnp.float64), (model, x))
         attack = ACG(ball=ball, loss=log_loss, until_success=False)
-        step = jax.jit(lambda i, state: attack.step(i, state, model, x, y))
-        state = jax.jit(attack.init)(key, model, x, y, jnp.int32(100))
-        images, sizes = [state.x_adv], []
-        for i in range(100):
-            state = step(np.int32(i), state)
-            images.append(state.x_adv)
-            sizes.append(ball.eps * state.schedule.step_size)
-    images, sizes = np.stack(images, 1), np.stack(sizes, 1)
+        images, sizes = trajectory(attack, key, model, x, y)
+    x = np.asarray(x, np.float64)
     agreed, halved = [], 0
     for b in range(x.shape[0]):
-        arguments = (ball.eps, np.asarray(x[b]), np.asarray(y[b]), images[b, 0], loss_and_grad, 100)
+        arguments = (ball.eps, x[b], np.asarray(y[b]), images[b, 0], loss_and_grad, 100)
         norm = type(ball).__name__.lower()
         iterates, etas = published(norm, *arguments, share=1.0, conjugate=follow)
         close = np.isclose(images[b, 1:], np.stack(iterates)[1:], atol=1e-7).reshape(100, -1).all(1)

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from ascents import best_score, log_loss, nearest, published, score, sines
+from ascents import best_score, log_loss, nearest, published, score, sines, trajectory
 
 from advjax import L0, L1, L2, Linf, Target, Targeted, Undetected, cross_entropy, replace
 from advjax.attacks.apgd import APGD
@@ -57,26 +57,19 @@ def test_iterates_and_step_sizes_are_the_published_ones(network, key, ball):
     """In double precision, where few comparisons of two losses are up to rounding."""
     model, x, y, loss_and_grad = network
     with jax.enable_x64(), jax.numpy_dtype_promotion("standard"):
-        model, x = jax.tree.map(lambda v: jnp.asarray(v, jnp.float64), (model, x))
         attack = APGD(ball=ball, loss=log_loss, until_success=False)
-        step = jax.jit(lambda i, state: attack.step(i, state, model, x, y))
-        state = jax.jit(attack.init)(key, model, x, y, jnp.int32(100))
-        images, sizes = [state.x_adv], []
-        for i in range(100):
-            state = step(np.int32(i), state)
-            images.append(state.x_adv)
-            sizes.append(ball.eps * state.schedule.step_size)
-    images, sizes = np.stack(images, 1), np.stack(sizes, 1)
+        images, sizes = trajectory(attack, key, model, x, y)
+    x = np.asarray(x, np.float64)
     norm, agreed, least = type(ball).__name__.lower(), [], []
     for b in range(x.shape[0]):
-        arguments = (ball.eps, np.asarray(x[b]), np.asarray(y[b]), images[b, 0], loss_and_grad, 100)
+        arguments = (ball.eps, x[b], np.asarray(y[b]), images[b, 0], loss_and_grad, 100)
         oracle = published_l1(*arguments) if norm == "l1" else published(norm, *arguments)
         iterates = np.stack(oracle[0])
         close = np.isclose(images[b, 1:], iterates[1:], atol=1e-7).reshape(100, -1).all(1)
         close &= np.isclose(sizes[b], oracle[1])
         agreed.append(100 if close.all() else int(np.argmin(close)))
         exact = norm != "l1"
-        least.append(100 if exact else steps_before_rounding(np.asarray(x[b]), images[b], iterates))
+        least.append(100 if exact else steps_before_rounding(x[b], images[b], iterates))
         assert len(np.unique(oracle[1])) > 4  # the rules have been at work
     assert np.mean(agreed) > 80, agreed
     # Two losses may still be equal up to rounding, late in a run.

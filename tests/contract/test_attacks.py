@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import table
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from linear import linear
 
@@ -110,16 +111,7 @@ assert set(SLOW) <= set(ATTACKS)
 
 
 def rows(names=ATTACKS):
-    """These rows as parameters. All tests of a row run in one process: they share its programs."""
-
-    def marks(name):
-        yield pytest.mark.xdist_group(f"attack {name}")
-        if name in OPTIMISED:
-            yield pytest.mark.optimised
-        if name in SLOW:
-            yield pytest.mark.slow
-
-    return [pytest.param(name, marks=tuple(marks(name))) for name in names]
+    return table.rows("attack", names, SLOW, OPTIMISED)
 
 
 TABLE = pytest.mark.parametrize("name", rows())

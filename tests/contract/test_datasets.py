@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import table
 from PIL import Image
 
 from advjax.data import Dataset, batches, load, to_float
@@ -134,8 +135,7 @@ ROWS = {
 
 
 def rows(names=ROWS):
-    """All tests of a row that reads a large set run in one process."""
-    return [pytest.param(n, marks=pytest.mark.xdist_group(f"data {n}")) for n in names]
+    return table.rows("data", names)
 
 
 TABLE = pytest.mark.parametrize("name", rows())

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import table
 from defence_rows import CNN, PUBLIC, ROWS, VARIABLES, X
 from specs import comes_back
 
@@ -22,10 +23,7 @@ SLOW = ("WithDetector squeezing",)
 
 
 def rows(names=ROWS):
-    """These rows as parameters. All tests of a row run in one process: they share its programs."""
-    slow = lambda name: (pytest.mark.slow,) if name in SLOW else ()
-    group = lambda name: pytest.mark.xdist_group(f"defence {name}")
-    return [pytest.param(name, marks=(group(name), *slow(name))) for name in names]
+    return table.rows("defence", names, SLOW)
 
 
 TABLE = pytest.mark.parametrize("name", rows())

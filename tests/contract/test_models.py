@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import table
 
 from advjax.defences.interval_bounds import bounds
 from advjax.models import Classifier, create, describe, init, names
@@ -32,10 +33,7 @@ SLOW = ("resnet34", "resnet50", "densenet121")
 
 
 def rows(slow=()):
-    """The rows as parameters. All tests of a row run in one process: they share its programs."""
-    group = lambda name: pytest.mark.xdist_group(f"model {name}")
-    marks = lambda name: (group(name), pytest.mark.slow) if name in slow else (group(name),)
-    return [pytest.param(name, marks=marks(name)) for name in sorted(ROWS)]
+    return table.rows("model", sorted(ROWS), slow)
 
 
 TABLE = pytest.mark.parametrize("name", rows())

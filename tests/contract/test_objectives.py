@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import table
 from objective_row import KEYS, Network, X, Y, take
 from objective_rows import ROWS, other_network
 from specs import comes_back, same
@@ -21,10 +22,7 @@ SLOW = ("TRADES paired",)
 
 
 def rows(names=ROWS):
-    """These rows as parameters. All tests of a row run in one process: they share its programs."""
-    slow = lambda name: (pytest.mark.slow,) if name in SLOW else ()
-    group = lambda name: pytest.mark.xdist_group(f"objective {name}")
-    return [pytest.param(name, marks=(group(name), *slow(name))) for name in names]
+    return table.rows("objective", names, SLOW)
 
 
 TABLE = pytest.mark.parametrize("name", rows())
